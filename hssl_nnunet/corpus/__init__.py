@@ -1,0 +1,1 @@
+"""From files to a corpus: intake, integrity, fingerprint, hierarchy, manifest."""

@@ -1,0 +1,1 @@
+"""Sampling over domains, crops, views and augmentation."""

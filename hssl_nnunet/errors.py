@@ -1,0 +1,17 @@
+"""The one exception for a user's mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class HSSLError(RuntimeError):
+    """A mistake the user can repair: the command line prints it without a traceback and exits with 1.
+
+    The message says what was got, what was expected, where (file, case, key), and the command that repairs it.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> HSSLError:
+    """Build the error for a name that is not known, listing those that are."""
+    return HSSLError(f"Unknown {kind} '{name}'. Known: {', '.join(sorted(known))}.")

@@ -1,0 +1,55 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hssl_nnunet.errors import HSSLError
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
+
+    Raises:
+        HSSLError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise HSSLError(f"Cannot write {path}: {error.strerror or error}. Free space or permissions, then run it again.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: str | Path, remedy: str = "") -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        remedy: the sentence that tells how to get the file; added to the errors.
+
+    Raises:
+        HSSLError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise HSSLError(f"{path} does not exist. {remedy}".rstrip()) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HSSLError(f"{path} is not valid JSON: {error}. {remedy}".rstrip()) from None

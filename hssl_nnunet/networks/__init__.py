@@ -1,0 +1,1 @@
+"""Shared weights, topologies of nnU-Net networks, and the projection of one onto the other."""

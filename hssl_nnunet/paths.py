@@ -1,0 +1,93 @@
+"""Folders: our two resource folders, and nnU-Net's three (raw, preprocessed, results)."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from hssl_nnunet.errors import HSSLError
+
+ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
+ENV_TRAINERS = "nnUNet_extTrainer"
+
+
+def trainers_dir() -> Path:
+    """Folder of the trainer classes that nnU-Net finds through `nnUNet_extTrainer`."""
+    return Path(str(files("hssl_nnunet.trainers")))
+
+
+def plans_dir() -> Path:
+    """Folder of the presets, defaults and hierarchies that ship with the package."""
+    return Path(str(files("hssl_nnunet.plans")))
+
+
+def nnunet_dir(variable: str) -> Path:
+    """Folder that one of nnU-Net's environment variables names.
+
+    Raises:
+        HSSLError: the variable is not set.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise HSSLError(f"{variable} is not set. Run `export {variable}=/path/to/{variable}` (see `hssl doctor`).")
+    return Path(value)
+
+
+def raw_dir() -> Path:
+    """nnU-Net's raw data folder."""
+    return nnunet_dir(ENV_RAW)
+
+
+def preprocessed_dir() -> Path:
+    """nnU-Net's folder of preprocessed data and plans."""
+    return nnunet_dir(ENV_PREPROCESSED)
+
+
+def results_dir() -> Path:
+    """nnU-Net's folder of trained models."""
+    return nnunet_dir(ENV_RESULTS)
+
+
+def dataset_name(dataset_name_or_id: str | int) -> str:
+    """Resolve `4`, `"004"` or `"Dataset004_Hippocampus"` to the dataset's full name, as nnU-Net does.
+
+    Looks in nnU-Net's three folders, as nnU-Net does, and names the folders searched when nothing is found.
+
+    Raises:
+        HSSLError: no dataset, or more than one, has this id.
+    """
+    text = str(dataset_name_or_id)
+    prefix = text if text.startswith("Dataset") else f"Dataset{int(text):03d}_" if text.isdigit() else None
+    if prefix is None:
+        raise HSSLError(f"'{text}' is neither a dataset id (4) nor a dataset name (Dataset004_Hippocampus).")
+    bases = [Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)]
+    if not bases:
+        raise HSSLError(f"None of {ENV_RAW}, {ENV_PREPROCESSED}, {ENV_RESULTS} is set. Run `hssl doctor`.")
+    found = {p.name for b in bases if b.is_dir() for p in b.iterdir() if p.is_dir() and _matches(p.name, prefix)}
+    if len(found) == 1:
+        return found.pop()
+    places = ", ".join(map(str, bases))
+    if not found:
+        raise HSSLError(f"Dataset '{text}' was not found in {places}. Run `hssl convert_msd -i TaskXX_Name` first.")
+    raise HSSLError(f"Dataset id {text} is ambiguous: {', '.join(sorted(found))} (in {places}). Rename all but one.")
+
+
+def _matches(folder: str, prefix: str) -> bool:
+    return folder.startswith(prefix) if prefix.endswith("_") else folder == prefix
+
+
+def unlabelled_folder(data_identifier: str) -> str:
+    """Name of the folder of preprocessed images without masks, beside nnU-Net's own `data_identifier` folder.
+
+    Stock training reads only `data_identifier`, hence never sees these images.
+    """
+    return f"{data_identifier}_unlabelled"
+
+
+def add_trainers_to_environment() -> None:
+    """Append our trainers folder to `nnUNet_extTrainer`, so that nnU-Net's finder, and its children, see it."""
+    known = [p for p in os.environ.get(ENV_TRAINERS, "").split(os.pathsep) if p]
+    ours = str(trainers_dir())
+    if ours not in known:
+        os.environ[ENV_TRAINERS] = os.pathsep.join([*known, ours])

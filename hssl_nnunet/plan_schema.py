@@ -1,0 +1,364 @@
+"""Every hyper-parameter as a plan value: the `hssl` block of a plans file, its defaults and the presets.
+
+A plans file of nnU-Net may carry extra keys. Ours is `hssl`; it exists in two roles: a corpus' plans hold a
+`CorpusBlock`, the plans that `hssl seed` writes for a target hold a `TargetBlock`. Defaults lie in `plans/*.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from hssl_nnunet.errors import HSSLError, unknown_name
+from hssl_nnunet.files import read_json
+from hssl_nnunet.paths import plans_dir
+
+FORMAT_VERSION = 1
+DEFAULT_PLANS = "nnUNetPlans"
+SEEDED_SUFFIX = "_HSSL"
+STRICT = ConfigDict(extra="forbid")
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossPlan:
+    """Weights and forms of the four terms; a term of weight 0 is not computed.
+
+    Attributes:
+        image: weight of NT-Xent between two views of an image.
+        task: weight of the term on the domain's identity.
+        group: weight of the term on the groups, averaged over the levels of the hierarchy.
+        reconstruction: weight of the decoder's mean squared error.
+        tau: temperature of every contrastive term.
+        pooling: statistics of a feature map that describe its image; `mean` is the ablation.
+        negatives: which images count as negatives in NT-Xent.
+        task_loss: form of the task term.
+        group_loss: form of the group term.
+        reconstruction_target: voxels that count: the `masked` ones, or all (`full`).
+        mask_ratio: share of blocks that are hidden from the encoder in the first view.
+        mask_block_voxel: edge of a block in voxels along the finest axis; coarser axes get fewer, so that a block is
+            near a cube in mm.
+    """
+
+    image: NonNegative
+    task: NonNegative
+    group: NonNegative
+    reconstruction: NonNegative
+    tau: Positive
+    pooling: Literal["mean_max_std", "mean"]
+    negatives: Literal["all", "same_task", "other_task"]
+    task_loss: Literal["classification", "contrast"]
+    group_loss: Literal["classification", "contrast"]
+    reconstruction_target: Literal["masked", "full"]
+    mask_ratio: Fraction
+    mask_block_voxel: Count
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewPlan:
+    """How a view is drawn from an image: geometry first, then intensity.
+
+    Attributes:
+        crop_fraction: edge of a crop as a share of the domain's patch, rounded to the domain's strides.
+        overlap: least overlap of the two views, as a share of a crop's edge.
+        rotation_degree: largest rotation; out of plane only where the crop is not anisotropic (ratio < 3, as nnU-Net).
+        scale: largest change of size, 0.2 = a factor between 1/1.2 and 1.2.
+        mirror: whether axes are mirrored at random.
+        intensity: probability of each intensity transform (noise, blur, brightness, contrast, low resolution, gamma).
+    """
+
+    crop_fraction: Annotated[float, Field(gt=0, le=1)]
+    overlap: Fraction
+    rotation_degree: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    mirror: bool
+    intensity: Fraction
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainingPlan:
+    """One pretraining run.
+
+    Attributes:
+        num_epochs: epochs, nnU-Net's word; the learning rate's schedule is tied to it.
+        num_iterations_per_epoch: optimiser steps in an epoch.
+        num_val_iterations_per_epoch: steps on held-out images in an epoch.
+        save_every: epochs between checkpoints.
+        chunks_per_step: chunks in a global step; each is `images_per_chunk` images of one domain.
+        images_per_chunk: images in a chunk.
+        alpha: a domain is drawn with probability ~ n_images ** alpha.
+        held_out_fraction: share of patients kept for validation and probes.
+        optimizer: `adamw`, or `sgd` (Nesterov, 0.99, as nnU-Net).
+        initial_lr: peak learning rate.
+        weight_decay: weight decay of the optimiser.
+        warmup_epochs: epochs of linear warm-up before the polynomial decay.
+        gradient_clip: largest norm of the gradient.
+        embedding_width: width of `h`, the pooled features.
+        projection_width: width of `z`, on which NT-Xent works.
+        probe_every: epochs between linear probes, embedding picture and reconstruction sheet.
+        precision: `auto` follows the hardware.
+        num_workers: threads that read and crop ahead of the step.
+        seed: seed of weights, sampling and augmentation.
+        loss: the loss.
+        views: the views.
+    """
+
+    num_epochs: Count
+    num_iterations_per_epoch: Count
+    num_val_iterations_per_epoch: Count
+    save_every: Count
+    chunks_per_step: Count
+    images_per_chunk: Count
+    alpha: Fraction
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)]
+    optimizer: Literal["adamw", "sgd"]
+    initial_lr: Positive
+    weight_decay: NonNegative
+    warmup_epochs: Index
+    gradient_clip: Positive
+    embedding_width: Count
+    projection_width: Count
+    probe_every: Count
+    precision: Literal["auto", "fp32", "bf16"]
+    num_workers: Index
+    seed: Index
+    loss: LossPlan
+    views: ViewPlan
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuningPlan:
+    """One fine-tuning run, seeded or from scratch.
+
+    Attributes:
+        num_epochs: epochs, nnU-Net's word; the learning rate's schedule is tied to it.
+        num_iterations_per_epoch: optimiser steps in an epoch.
+        num_val_iterations_per_epoch: validation steps in an epoch.
+        save_every: epochs between checkpoints.
+        schedule: `warmup` (linear, then polynomial), `sawtooth` (decoder first, then all, each with a warm-up),
+            or `stock` (nnU-Net's polynomial decay).
+        warmup_epochs: epochs of each warm-up.
+        decoder_epochs: epochs in which sawtooth trains the decoder alone.
+        optimizer: `sgd` (Nesterov, 0.99, as nnU-Net) or `adamw`.
+        initial_lr: peak learning rate with pretrained weights.
+        scratch_lr: peak learning rate without.
+        weight_decay: weight decay of the optimiser.
+        head_init: start of the segmentation layers: `zero`, `small` (a tenth of nnU-Net's) or `stock`.
+        precision: `auto` follows the hardware.
+        seed: seed of the fresh layers and of torch; null draws one, and logs it.
+    """
+
+    num_epochs: Count
+    num_iterations_per_epoch: Count
+    num_val_iterations_per_epoch: Count
+    save_every: Count
+    schedule: Literal["warmup", "sawtooth", "stock"]
+    warmup_epochs: Index
+    decoder_epochs: Index
+    optimizer: Literal["sgd", "adamw"]
+    initial_lr: Positive
+    scratch_lr: Positive
+    weight_decay: NonNegative
+    head_init: Literal["zero", "small", "stock"]
+    precision: Literal["auto", "fp32", "bf16"]
+    seed: Index | None
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DomainPlan:
+    """One domain of a corpus, as its own nnU-Net plans describe it.
+
+    Attributes:
+        dataset_name: nnU-Net's dataset name, for example `Dataset004_Hippocampus`.
+        plans_name: name of the plans file in the dataset's preprocessed folder.
+        data_identifier: folder of the preprocessed images; those without masks lie in `<data_identifier>_unlabelled`.
+        modality: `CT`, `MR`, `PET`, ... from the channel names.
+        groups: the groups this domain belongs to, from the finest level of the hierarchy to the coarsest; every
+            domain has the same number of levels. Edit by hand where the derived ones are wrong.
+        num_images: images (channels counted apart) in the manifest.
+        spacing: mm per voxel along the axes of the preprocessed arrays (after `transpose_forward`).
+        patch_size: the plan's patch in voxels; two entries for a 2d configuration.
+        architecture: the plan's `architecture` entry, untouched.
+    """
+
+    dataset_name: str
+    plans_name: str
+    data_identifier: str
+    modality: str
+    groups: tuple[str, ...]
+    num_images: Count
+    spacing: tuple[Positive, ...]
+    patch_size: tuple[Count, ...]
+    architecture: dict[str, Any]
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusBlock:
+    """The `hssl` block of a corpus' plans."""
+
+    role: Literal["corpus"] = "corpus"
+    format_version: Literal[1] = 1
+    domains: Annotated[tuple[DomainPlan, ...], Field(min_length=1)]
+    pretraining: PretrainingPlan
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetBlock:
+    """The `hssl` block of a seeded target's plans.
+
+    Attributes:
+        weights: path of the weights file.
+        weights_sha256: content hash of that file, checked before training.
+        finetuning: the fine-tuning run.
+    """
+
+    role: Literal["target"] = "target"
+    format_version: Literal[1] = 1
+    weights: str
+    weights_sha256: str
+    finetuning: FinetuningPlan
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """What `--preset NAME` stands for: one file `plans/preset_NAME.json`.
+
+    Attributes:
+        description: one sentence for the help.
+        planner: class name of one of nnU-Net's planners.
+        plans_name: name of the plans file it writes.
+        gpu_memory_target_gb: memory the planner plans for; null = the planner's own.
+        base_num_features: features of level 0; null = the planner's own.
+        max_num_features: cap on the features of the deep levels; null = the planner's own.
+        pretraining: values that differ from `plans/pretraining.json`; nested keys merge.
+        finetuning: values that differ from `plans/finetuning.json`.
+    """
+
+    description: str
+    planner: str
+    plans_name: str
+    gpu_memory_target_gb: Positive | None
+    base_num_features: Count | None
+    max_num_features: Count | None
+    pretraining: dict[str, Any]
+    finetuning: dict[str, Any]
+
+    __pydantic_config__ = STRICT
+
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], content: Any, source: str | Path) -> T:
+    """Build `kind` from parsed JSON; every wrong, missing or unknown key is named.
+
+    Raises:
+        HSSLError: with each key (as `loss.tau`), what was got, and the file.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
+        raise HSSLError(f"{source} is not a valid {kind.__name__}:\n" + "\n".join(lines)) from None
+
+
+def known_presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(p.stem.removeprefix("preset_") for p in plans_dir().glob("preset_*.json"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read `plans/preset_<name>.json`.
+
+    Raises:
+        HSSLError: no such preset; the known ones are listed.
+    """
+    if name not in known_presets():
+        raise unknown_name("preset", name, known_presets())
+    path = plans_dir() / f"preset_{name}.json"
+    return parse(Preset, read_json(path), path)
+
+
+def preset_of_plans(plans: dict[str, Any]) -> Preset:
+    """Preset whose planner wrote `plans`, by its `plans_name`; the default preset when none has that name."""
+    for name in known_presets():
+        preset = load_preset(name)
+        if preset.plans_name == plans["plans_name"].removesuffix(SEEDED_SUFFIX):
+            return preset
+    return load_preset("default")
+
+
+def pretraining_plan(preset: Preset, **overrides: Any) -> PretrainingPlan:
+    """Defaults of `plans/pretraining.json`, overlaid by the preset, overlaid by `overrides`."""
+    path = plans_dir() / "pretraining.json"
+    return parse(PretrainingPlan, merged(merged(read_json(path), preset.pretraining), overrides), path)
+
+
+def finetuning_plan(preset: Preset, **overrides: Any) -> FinetuningPlan:
+    """Defaults of `plans/finetuning.json`, overlaid by the preset, overlaid by `overrides`."""
+    path = plans_dir() / "finetuning.json"
+    return parse(FinetuningPlan, merged(merged(read_json(path), preset.finetuning), overrides), path)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; dictionaries merge key by key."""
+    result = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if nested else value
+    return result
+
+
+def corpus_block(plans: dict[str, Any], source: str | Path) -> CorpusBlock:
+    """The `hssl` block of a corpus' plans.
+
+    Raises:
+        HSSLError: the block is missing, belongs to a target, or has wrong keys.
+    """
+    return _block(CorpusBlock, plans, source, "hssl corpus -d ... -o ...")
+
+
+def target_block(plans: dict[str, Any], source: str | Path) -> TargetBlock:
+    """The `hssl` block of a seeded target's plans.
+
+    Raises:
+        HSSLError: the block is missing, belongs to a corpus, or has wrong keys.
+    """
+    return _block(TargetBlock, plans, source, "hssl seed -d ... -w ...")
+
+
+def _block(kind: type[T], plans: dict[str, Any], source: str | Path, remedy: str) -> T:
+    role = "corpus" if kind is CorpusBlock else "target"
+    block = plans.get("hssl")
+    if not isinstance(block, dict):
+        raise HSSLError(f"{source} has no `hssl` block. Run `{remedy}` and use the plans file that it writes.")
+    if block.get("role") != role:
+        raise HSSLError(f"The `hssl` block of {source} has role {block.get('role')!r}, expected {role!r}. Run `{remedy}`.")
+    return parse(kind, block, f"the `hssl` block of {source}")
+
+
+def to_json(plan: Any) -> dict[str, Any]:
+    """A plan as the JSON that `parse` reads back."""
+    return TypeAdapter(type(plan)).dump_python(plan, mode="json")  # type: ignore[no-any-return]

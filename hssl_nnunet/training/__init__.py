@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning inside nnU-Net's own training loop."""

@@ -1,0 +1,1 @@
+"""Weights files, seeding of a target's plans, export to stock nnU-Net."""
