@@ -26,7 +26,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise HSSLError(f"Cannot write {path}: {error.strerror or error}. Free space or permissions, then run it again.") from error
+        raise HSSLError(
+            f"Cannot write {path}: {error.strerror or error}. Free space or permissions, then run it again."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -355,7 +355,9 @@ def _block(kind: type[T], plans: dict[str, Any], source: str | Path, remedy: str
     if not isinstance(block, dict):
         raise HSSLError(f"{source} has no `hssl` block. Run `{remedy}` and use the plans file that it writes.")
     if block.get("role") != role:
-        raise HSSLError(f"The `hssl` block of {source} has role {block.get('role')!r}, expected {role!r}. Run `{remedy}`.")
+        raise HSSLError(
+            f"The `hssl` block of {source} has role {block.get('role')!r}, expected {role!r}. Run `{remedy}`."
+        )
     return parse(kind, block, f"the `hssl` block of {source}")
 
 

@@ -1,0 +1,353 @@
+"""The command `hssl`: each subcommand is a thin layer over one function of the library.
+
+Nothing heavy is imported before a command runs, so that `hssl --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shlex
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperCommand
+
+from hssl_nnunet import __version__
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, ENV_TRAINERS, plans_dir, trainers_dir
+
+DEFAULT_CONFIGURATIONS = ["3d_fullres"]
+WIDTH_IN_A_FILE = 160  # rich would cut tables at 80
+
+app = typer.Typer(
+    help="Hierarchical self-supervised pretraining for nnU-Net v2: many domains, one set of weights, any plan.",
+    epilog="Example: hssl demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class ListCommand(TyperCommand):
+    """A command whose repeatable options also take several values after one flag, as nnU-Net's do: `-d 4 51 55`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the flags, then parse as usual."""
+        repeatable = {flag for p in self.params if getattr(p, "multiple", False) for flag in p.opts}
+        return super().parse_args(ctx, with_repeated_flags(args, repeatable))
+
+
+def with_repeated_flags(args: Sequence[str], repeatable: Collection[str]) -> list[str]:
+    """Write each of several values after a repeatable flag with a flag of its own: `-d 4 51` -> `-d 4 -d 51`.
+
+    The values of a flag end at the next word that begins with `-`, as in argparse's `nargs="+"`.
+    """
+    result: list[str] = []
+    flag, values = None, 0
+    for word in args:
+        if word.startswith("-") and word != "-":
+            flag, values = (word if word in repeatable else None), 0
+        elif flag is not None:
+            values += 1
+            if values > 1:
+                result.append(flag)
+        result.append(word)
+    return result
+
+
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset id or name.", show_default=False)]
+OneDataset = Annotated[str, typer.Option("-d", metavar="DATASET", help="Dataset id or name.", show_default=False)]
+Datasets = Annotated[
+    list[str], typer.Option("-d", metavar="DATASET...", help="Dataset ids or names.", show_default=False)
+]
+Configuration = Annotated[str, typer.Option("-c", help="nnU-Net's configuration.")]
+Configurations = Annotated[list[str], typer.Option("-c", metavar="CONFIGURATION...", help="nnU-Net's configurations.")]
+DefaultPlans = Annotated[str, typer.Option("-p", help="Name of the plans.")]
+FoundPlans = Annotated[
+    str | None,
+    typer.Option("-p", help="Name of the plans; default: the ones with an `hssl` block.", show_default=False),
+]
+Device = Annotated[
+    str | None, typer.Option("-device", help="cuda, cpu or mps; default: the GPU if there is one.", show_default=False)
+]
+Continue = Annotated[bool, typer.Option("--c", help="Continue from the last checkpoint.")]
+NumProcesses = Annotated[
+    int | None, typer.Option("-np", min=1, help="Processes; default: by the machine.", show_default=False)
+]
+NumGpus = Annotated[int, typer.Option("-num_gpus", min=1, help="GPUs that share the training.")]
+
+
+@app.callback(invoke_without_command=True)
+def hssl(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Set up logging; print the version when asked."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("hssl_nnunet").setLevel(logging.INFO)
+    if version:
+        print(f"hssl_nnunet {__version__}")
+        raise typer.Exit
+
+
+@app.command("convert_msd", epilog="Example: hssl convert_msd -i Task04_Hippocampus/")
+def convert_msd(
+    source: Annotated[Path, typer.Option("-i", metavar="FOLDER", help="An MSD folder, TaskXX_Name.")],
+    dataset_id: Annotated[
+        int | None, typer.Option("-d", min=1, max=999, help="Id of the dataset; default: XX.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of the same name.")] = False,
+) -> None:
+    """Convert an MSD task to nnU-Net's raw form; imagesTs is kept as unlabelled images."""
+    from hssl_nnunet.corpus.convert import convert_msd as convert
+
+    print(f"Wrote {convert(source, dataset_id, overwrite=overwrite)}")
+
+
+@app.command("plan_and_preprocess", cls=ListCommand, epilog="Example: hssl plan_and_preprocess -d 4 51 55 --preset cpu")
+def plan_and_preprocess(
+    datasets: Datasets,
+    configurations: Configurations = DEFAULT_CONFIGURATIONS,
+    preset: Annotated[str, typer.Option(help="default, resenc_m, resenc_l, resenc_xl or cpu.")] = "default",
+    num_processes: NumProcesses = None,
+) -> None:
+    """Plan and preprocess labelled datasets as stock nnU-Net does, and images without masks beside them."""
+    from hssl_nnunet.launch import set_environment
+
+    set_environment()
+    from hssl_nnunet.corpus.preprocess import plan_and_preprocess as run
+
+    report = run(datasets, configurations, preset, num_processes)
+    for d in report.datasets:
+        print(f"{d.name}: {d.labelled} with masks, {d.unlabelled} without, {d.quarantined} quarantined")
+    print(f"Plans: {report.plans_name}")
+    _exit_with(report.problems, report.exit_code)
+
+
+@app.command(cls=ListCommand, epilog="Example: hssl corpus -d 4 51 52 -o 900 -n Limbs")
+def corpus(
+    datasets: Datasets,
+    output: Annotated[int, typer.Option("-o", min=1, max=999, help="Id of the corpus.", show_default=False)],
+    name: Annotated[str, typer.Option("-n", help="Name of the corpus.")] = "Corpus",
+    plans_name: DefaultPlans = "nnUNetPlans",
+    configuration: Configuration = "3d_fullres",
+    hierarchy: Annotated[
+        Path | None, typer.Option("--hierarchy", metavar="FILE", help="JSON with the groups of every dataset.")
+    ] = None,
+    exclude: Annotated[
+        Path | None,
+        typer.Option("--exclude", metavar="FILE", help="Lines: CASE, DATASET:CASE, patient:NAME or hash:HASH."),
+    ] = None,
+    patient_regex: Annotated[
+        list[str] | None,
+        typer.Option("--patient_regex", metavar="DATASET=REGEX...", help="How a case's name tells the patient."),
+    ] = None,
+    num_processes: NumProcesses = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a corpus of the same name.")] = False,
+) -> None:
+    """Join preprocessed datasets into a corpus: fingerprint, hierarchy, manifest and plans. Copies no voxel."""
+    from hssl_nnunet.launch import set_environment
+
+    set_environment()
+    from hssl_nnunet.corpus.build import build_corpus, corpus_table
+    from hssl_nnunet.corpus.parallel import default_processes
+
+    report = build_corpus(
+        datasets,
+        output,
+        name,
+        plans_name=plans_name,
+        configuration=configuration,
+        hierarchy_file=hierarchy,
+        exclude_file=exclude,
+        patient_regex=patient_regex or (),
+        num_processes=num_processes or default_processes(),
+        overwrite=overwrite,
+    )
+    _show(corpus_table(report))
+    for note in report.notes:
+        print(f"Note: {note}")
+    print(f"Wrote {report.folder}")
+    _exit_with(report.problems, report.exit_code)
+
+
+@app.command(epilog="Example: hssl pretrain 900")
+def pretrain(
+    dataset: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.", show_default=False)],
+    configuration: Configuration = "3d_fullres",
+    plans_name: FoundPlans = None,
+    device: Device = None,
+    continue_training: Continue = False,
+    num_gpus: NumGpus = 1,
+) -> None:
+    """Pretrain on a corpus: nnUNetv2_train with nnUNetTrainerHSSLPretrain."""
+    from hssl_nnunet.launch import pretrain as run
+
+    folder = run(
+        dataset,
+        configuration,
+        plans_name=plans_name,
+        device=device,
+        continue_training=continue_training,
+        num_gpus=num_gpus,
+    )
+    print(f"Wrote {folder / 'hssl.safetensors'}")
+
+
+@app.command(cls=ListCommand, epilog="Example: hssl seed -d 4 -w hssl.safetensors")
+def seed(
+    dataset: OneDataset,
+    weights: Annotated[Path, typer.Option("-w", metavar="FILE", help="Weights of a pretraining.", show_default=False)],
+    plans_name: DefaultPlans = "nnUNetPlans",
+    configurations: Configurations = DEFAULT_CONFIGURATIONS,
+    pth: Annotated[
+        Path | None, typer.Option("--pth", metavar="OUT", help="Also write a file for stock -pretrained_weights.")
+    ] = None,
+) -> None:
+    """Report what a target takes from pretrained weights, tensor by tensor, and write its seeded plans."""
+    from hssl_nnunet.transfer.report import render
+    from hssl_nnunet.transfer.seeding import seed_target
+
+    for report in seed_target(dataset, weights, plans_name, configurations, pth).values():
+        _show(render(report, full=True))
+
+
+@app.command(epilog="Example: hssl finetune 4 3d_fullres 0")
+def finetune(
+    dataset: Dataset,
+    configuration: Annotated[str, typer.Argument(help="nnU-Net's configuration.", show_default=False)],
+    fold: Annotated[str, typer.Argument(help="0 to 4, or all.", show_default=False)],
+    plans_name: FoundPlans = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="The control: the same run without the weights.")] = False,
+    device: Device = None,
+    continue_training: Continue = False,
+    num_gpus: NumGpus = 1,
+) -> None:
+    """Fine-tune a seeded target: nnUNetv2_train with nnUNetTrainerHSSLFinetune."""
+    from hssl_nnunet.launch import finetune as run
+
+    folder = run(
+        dataset,
+        configuration,
+        fold,
+        plans_name=plans_name,
+        scratch=scratch,
+        device=device,
+        continue_training=continue_training,
+        num_gpus=num_gpus,
+    )
+    print(f"Wrote {folder}")
+
+
+@app.command(cls=ListCommand, epilog="Example: hssl export -d 4 -o hippocampus.zip")
+def export(
+    dataset: OneDataset,
+    output: Annotated[Path, typer.Option("-o", metavar="OUT", help="A folder, or a .zip.", show_default=False)],
+    configuration: Configuration = "3d_fullres",
+    plans_name: FoundPlans = None,
+    trainer: Annotated[str, typer.Option("-tr", help="Trainer that trained the model.")] = "nnUNetTrainerHSSLFinetune",
+    folds: Annotated[
+        list[str] | None, typer.Option("-f", metavar="FOLD...", help="Folds; default: all.", show_default=False)
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("-chk", help="Checkpoint of each fold.")] = "checkpoint_final.pth",
+) -> None:
+    """Write a fine-tuned model that stock nnUNetv2_predict runs on a machine without this package."""
+    from hssl_nnunet.launch import target_plans_name
+    from hssl_nnunet.paths import dataset_name
+    from hssl_nnunet.transfer.export import export_model
+
+    plans_name = plans_name or target_plans_name(dataset_name(dataset))
+    print(f"Wrote {export_model(dataset, configuration, plans_name, trainer, folds, output, checkpoint)}")
+
+
+@app.command(epilog="Example: hssl inspect hssl.safetensors")
+def inspect(file: Annotated[Path, typer.Argument(help="A weights file.", show_default=False)]) -> None:
+    """Show what a weights file holds: domains, hierarchy, images seen, loss curves, versions, citation."""
+    from hssl_nnunet.transfer.inspect_weights import render_inspection
+
+    _show(render_inspection(file))
+
+
+@app.command(epilog="Example: hssl doctor")
+def doctor() -> None:
+    """Check this machine: versions, devices, nnU-Net's folders, trainer lookup, disk; with remedies."""
+    from hssl_nnunet.doctor import run_doctor
+
+    raise typer.Exit(run_doctor())
+
+
+@app.command(epilog='Example: eval "$(hssl paths --export)"')
+def paths(
+    export: Annotated[bool, typer.Option("--export", help="Print the line for the shell, and nothing else.")] = False,
+) -> None:
+    """Show the folders in use, or the line that shows our trainers to nnU-Net's own commands."""
+    if export:
+        print(export_line())
+        return
+    import os
+
+    rows = {"trainers": str(trainers_dir()), "presets": str(plans_dir())}
+    rows |= {variable: os.environ.get(variable, "not set") for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS)}
+    for label, value in rows.items():
+        print(f"{label:<20} {value}")
+
+
+def export_line() -> str:
+    """The shell line that appends our trainers folder to whatever `nnUNet_extTrainer` holds."""
+    return f'export {ENV_TRAINERS}="${{{ENV_TRAINERS}:+${ENV_TRAINERS}:}}"{shlex.quote(str(trainers_dir()))}'
+
+
+@app.command(epilog="Example: hssl demo --out my_demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything is written.")] = Path("hssl_demo"),
+) -> None:
+    """Run the whole of it on generated phantoms, and show a table and a picture."""
+    from hssl_nnunet.launch import set_environment
+
+    set_environment()
+    from hssl_nnunet.demo.run import run_demo
+
+    raise typer.Exit(run_demo(out))
+
+
+def _show(renderable: Any) -> None:
+    console = Console()
+    console.print(renderable, width=console.width if console.is_terminal else WIDTH_IN_A_FILE)
+
+
+def _exit_with(problems: Sequence[object], code: int) -> None:
+    if problems:
+        print(f"\n{len(problems)} problems; repair the files and run the command again:", file=sys.stderr)
+    for problem in problems:
+        print(f"  {problem}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `hssl`; a user's mistake and a full disk become one message, anything unexpected keeps its traceback."""
+    try:
+        app(args=args, prog_name="hssl")
+    except HSSLError as error:
+        _fail(str(error))
+    except (OSError, RuntimeError) as error:
+        if not _disk_is_full(error):
+            raise
+        _fail(f"The disk is full: {error}. Free some space (`hssl doctor` shows the folders), then run it again.")
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # torch.save hides the errno; these are what its own writer says of a short write
+    hidden = ("PytorchStreamWriter failed writing", "inline_container.cc", "unexpected pos")
+    said = str(error)
+    return getattr(error, "errno", None) == errno.ENOSPC or hidden[0] in said or all(h in said for h in hidden[1:])
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True).print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
+    sys.exit(1)

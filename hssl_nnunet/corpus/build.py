@@ -1,0 +1,286 @@
+"""`hssl corpus`: many preprocessed datasets become one corpus, an nnU-Net dataset that holds no images of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from hssl_nnunet.corpus.candidates import (
+    Image,
+    images_of,
+    measured_candidates,
+    orphan_notes,
+    without_duplicates,
+    without_excluded,
+)
+from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, deepest, read_sources
+from hssl_nnunet.corpus.fingerprint import PERCENTILES, worker_pool
+from hssl_nnunet.corpus.hierarchy import Groups, build_hierarchy
+from hssl_nnunet.corpus.integrity import Problem
+from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
+from hssl_nnunet.corpus.patients import parse_patient_regexes
+from hssl_nnunet.corpus.picture import draw_fingerprint
+from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import write_json
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
+from hssl_nnunet.plan_schema import (
+    DEFAULT_PLANS,
+    CorpusBlock,
+    DomainPlan,
+    PretrainingPlan,
+    preset_of_plans,
+    pretraining_plan,
+    to_json,
+)
+
+MANIFEST = "manifest.csv"
+FINGERPRINT, PICTURE = "hssl_fingerprint.json", "hssl_fingerprint.png"
+EXIT_QUARANTINED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusReport:
+    """What `build_corpus` wrote, and what the user should know of it.
+
+    Attributes:
+        dataset_name: name of the corpus.
+        folder: its folder in `nnUNet_preprocessed`.
+        block: the `hssl` block of its plans.
+        fingerprints: one a domain, in the order of `block.domains`.
+        problems: cases that could not be used.
+        notes: exclusions, duplicates, and levels of the hierarchy that tell nothing.
+    """
+
+    dataset_name: str
+    folder: Path
+    block: CorpusBlock
+    fingerprints: tuple[DomainFingerprint, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 when cases had to be left out."""
+        return EXIT_QUARANTINED if self.problems else 0
+
+
+def build_corpus(
+    datasets: Sequence[str | int],
+    output_id: int,
+    name: str | None = None,
+    *,
+    plans_name: str = DEFAULT_PLANS,
+    configuration: str = "3d_fullres",
+    hierarchy_file: str | Path | None = None,
+    exclude_file: str | Path | None = None,
+    patient_regex: Sequence[str] = (),
+    num_processes: int = 1,
+    pretraining_overrides: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> CorpusReport:
+    r"""Build `nnUNet_preprocessed/DatasetNNN_Name` from datasets that are preprocessed; no voxel is copied.
+
+    Args:
+        datasets: ids or names of the domains, in the order they get in the corpus.
+        output_id: dataset id of the corpus.
+        name: name of the corpus, `Corpus` if None.
+        plans_name: plans file that every domain has, and the corpus gets.
+        configuration: configuration of these plans that every domain was preprocessed for.
+        hierarchy_file: see `hierarchy.HierarchyFile`; None = MSD table, else derived.
+        exclude_file: see `patients.excluded_subjects`.
+        patient_regex: `DATASET=REGEX` for each dataset whose case names are not its patients, as `54=(.*)_`.
+        num_processes: processes that read raw images.
+        pretraining_overrides: values of `PretrainingPlan` that differ from the preset's; nested keys merge.
+        overwrite: replace an existing corpus of the same name, hand-edited groups and plan values included.
+
+    Raises:
+        HSSLError: wrong input; nothing has been written then.
+    """
+    dataset_name = _free_dataset_name(output_id, name or "Corpus", overwrite)
+    sources = read_sources(datasets, plans_name, configuration)
+    body = deepest(sources)
+    pretraining = pretraining_plan(preset_of_plans(body.plans), **(pretraining_overrides or {}))
+    patterns = parse_patient_regexes(patient_regex, [s.dataset.name for s in sources])
+    images, problems, notes = _admitted(sources, patterns, exclude_file, num_processes)
+    fingerprints = {
+        s.dataset.name: _summary([i for i in images if i.candidate.domain == d]) for d, s in enumerate(sources)
+    }
+    groups, group_notes = build_hierarchy(fingerprints, hierarchy_file)
+    block = _block(sources, plans_name, fingerprints, groups, pretraining)
+    plans = corpus_plans(body, block, dataset_name=dataset_name, plans_name=plans_name, configuration=configuration)
+    folder = preprocessed_dir() / dataset_name
+    _write(folder, plans, body, images, fingerprints, groups)
+    return CorpusReport(
+        dataset_name=dataset_name,
+        folder=folder,
+        block=block,
+        fingerprints=tuple(fingerprints.values()),
+        problems=tuple(problems),
+        notes=tuple(notes + group_notes),
+    )
+
+
+def corpus_table(report: CorpusReport) -> Table:
+    """One line a domain: spacing, anisotropy, patch, stages, groups, images."""
+    table = Table(title=report.dataset_name)
+    for header in ("domain", "spacing (mm)", "anisotropy", "patch", "stages", "groups", "images"):
+        table.add_column(header, justify="right" if header in ("anisotropy", "stages", "images") else "left")
+    for domain, fingerprint in zip(report.block.domains, report.fingerprints, strict=True):
+        table.add_row(
+            domain.dataset_name,
+            " / ".join(f"{s:.3g}" for s in domain.spacing),
+            f"{fingerprint.anisotropy.median[0]:.1f}",
+            " x ".join(map(str, domain.patch_size)),
+            str(domain.architecture["arch_kwargs"]["n_stages"]),
+            ", ".join(domain.groups),
+            str(domain.num_images),
+        )
+    return table
+
+
+def _free_dataset_name(output_id: int, name: str, overwrite: bool) -> str:
+    """Full name of the corpus, after a check that its id is free or its own."""
+    if not 1 <= output_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise HSSLError(
+            f"-o {output_id} -n {name!r}: expected an id from 1 to 999 and a name of letters, digits, _ and -."
+        )
+    dataset_name = f"Dataset{output_id:03d}_{name}"
+    bases = {v: Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)}
+    for variable, base in bases.items():
+        for folder in sorted(base.glob(f"Dataset{output_id:03d}_*")):
+            if folder.name != dataset_name or variable == ENV_RAW:
+                raise HSSLError(f"Dataset id {output_id} is taken by {folder}. Choose another id with -o.")
+    folder = preprocessed_dir() / dataset_name
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / MANIFEST).is_file():
+            raise HSSLError(f"{folder} exists and is not a corpus. Choose another id with -o or another name with -n.")
+        if not overwrite:
+            raise HSSLError(f"The corpus {folder} exists. Add --overwrite to replace it, or choose another id with -o.")
+    return dataset_name
+
+
+def _admitted(
+    sources: Sequence[Source],
+    patterns: Mapping[str, re.Pattern[str]],
+    exclude_file: str | Path | None,
+    num_processes: int,
+) -> tuple[list[Image], list[Problem], list[str]]:
+    """Images of the corpus, cases that could not be used, and notes."""
+    with worker_pool(num_processes) as mapper:
+        every = [c for d, s in enumerate(sources) for c in measured_candidates(d, s, patterns, mapper)]
+    remaining, exclusion_notes = without_excluded(every, exclude_file)
+    images, duplicate_notes = without_duplicates(images_of(remaining, sources))
+    problems = [p for c in remaining for p in c.problems]
+    notes = exclusion_notes + duplicate_notes + orphan_notes(sources, every)
+    for domain, source in enumerate(sources):
+        if not any(i.candidate.domain == domain for i in images):
+            causes = [str(p) for p in problems if p.dataset == source.dataset.name][:3]
+            causes += [n for n in notes if source.dataset.name in n][:3]
+            raise HSSLError("\n  ".join([f"No image of {source.dataset.name} is left for the corpus:", *causes]))
+    return images, problems, notes
+
+
+def _summary(images: Sequence[Image]) -> DomainFingerprint:
+    return summarise([i.fingerprint for i in images], [i.modality for i in images])
+
+
+def _block(
+    sources: Sequence[Source],
+    plans_name: str,
+    fingerprints: Mapping[str, DomainFingerprint],
+    groups: Mapping[str, Groups],
+    pretraining: PretrainingPlan,
+) -> CorpusBlock:
+    domains = tuple(
+        DomainPlan(
+            dataset_name=s.dataset.name,
+            plans_name=plans_name,
+            data_identifier=s.configuration["data_identifier"],
+            modality=fingerprints[s.dataset.name].modality,
+            groups=groups[s.dataset.name],
+            num_images=fingerprints[s.dataset.name].num_images,
+            spacing=tuple(s.configuration["spacing"]),  # nnU-Net writes it after transpose_forward
+            patch_size=tuple(s.configuration["patch_size"]),
+            architecture=s.configuration["architecture"],
+        )
+        for s in sources
+    )
+    return CorpusBlock(domains=domains, pretraining=pretraining)
+
+
+def _write(
+    folder: Path,
+    plans: dict[str, Any],
+    body: Source,
+    images: Sequence[Image],
+    fingerprints: Mapping[str, DomainFingerprint],
+    groups: Mapping[str, Groups],
+) -> None:
+    """Write the corpus, its plans last: without them no command takes the folder for a finished corpus."""
+    for outdated in folder.glob("*.json"):  # plans of another name would not fit the new manifest
+        outdated.unlink()
+    write_manifest(folder / MANIFEST, (_row(i, groups) for i in images))
+    write_json(folder / FINGERPRINT, _fingerprint_json(images, fingerprints))
+    draw_fingerprint(
+        folder / PICTURE,
+        {n: [i.fingerprint for i in images if i.candidate.dataset_name == n] for n in fingerprints},
+        groups,
+    )
+    write_json(folder / "dataset.json", _dataset_json(plans["dataset_name"], len(images), body))
+    write_json(folder / "dataset_fingerprint.json", _nnunet_fingerprint(images, plans))
+    write_json(folder / f"{plans['plans_name']}.json", plans)
+
+
+def _row(image: Image, groups: Mapping[str, Groups]) -> ImageRow:
+    candidate, fingerprint = image.candidate, image.fingerprint
+    files = candidate.case.images
+    return ImageRow(
+        domain=candidate.domain,
+        dataset_name=candidate.dataset_name,
+        case=candidate.case.name,
+        channel=image.channel,
+        patient=candidate.patient,
+        labelled=candidate.labelled,
+        file=str(files[min(image.channel, len(files) - 1)]),  # one file may hold all channels
+        preprocessed=candidate.preprocessed,
+        content_hash=fingerprint.content_hash,
+        spacing_mm=fingerprint.spacing_mm,
+        shape=fingerprint.shape,
+        groups=groups[candidate.dataset_name],
+    )
+
+
+def _fingerprint_json(images: Sequence[Image], fingerprints: Mapping[str, DomainFingerprint]) -> dict[str, Any]:
+    return {
+        "percentiles": PERCENTILES,
+        "domains": {name: to_json(fingerprint) for name, fingerprint in fingerprints.items()},
+        "all": to_json(_summary(images)),
+    }
+
+
+def _dataset_json(dataset_name: str, num_images: int, body: Source) -> dict[str, Any]:
+    return {
+        "name": dataset_name,
+        "description": "Corpus of hssl: no images of its own, see manifest.csv and the `hssl` block of the plans",
+        "channel_names": {"0": "image"},
+        "labels": {"background": 0, "image": 1},  # nnU-Net wants a label; nothing is segmented
+        "numTraining": num_images,
+        "file_ending": body.dataset.dataset_json["file_ending"],
+    }
+
+
+def _nnunet_fingerprint(images: Sequence[Image], plans: dict[str, Any]) -> dict[str, Any]:
+    """What nnU-Net's trainer copies into each results folder; shapes are those before cropping."""
+    return {
+        "spacings": [i.fingerprint.spacing_mm for i in images],
+        "shapes_after_crop": [i.fingerprint.shape for i in images],
+        "foreground_intensity_properties_per_channel": plans["foreground_intensity_properties_per_channel"],
+        "median_relative_size_after_cropping": 1.0,
+    }

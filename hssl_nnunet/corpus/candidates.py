@@ -1,0 +1,198 @@
+"""From raw cases and preprocessed files to the images of a corpus: measured, excluded, every image once."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hssl_nnunet.corpus.cases import Case
+from hssl_nnunet.corpus.domain_plans import Source
+from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Mapper, Result, fingerprint_files
+from hssl_nnunet.corpus.integrity import Problem, read_quarantine
+from hssl_nnunet.corpus.modality import modality_of
+from hssl_nnunet.corpus.patients import Subject, excluded_subjects, patient_of, read_exclusions
+from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
+
+Measured = Mapping[str, Result]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A raw case, before it is admitted.
+
+    Attributes:
+        domain: index of its source.
+        dataset_name: name of its source.
+        case: its files.
+        patient: the person.
+        labelled: whether it was preprocessed with a mask.
+        preprocessed: its `.b2nd` file relative to `nnUNet_preprocessed`.
+        channels: its channels that could be measured.
+        problems: why it cannot be used; empty = it can.
+    """
+
+    domain: int
+    dataset_name: str
+    case: Case
+    patient: str
+    labelled: bool
+    preprocessed: str
+    channels: tuple[ImageFingerprint, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One channel of a candidate that the corpus takes."""
+
+    candidate: Candidate
+    channel: int
+    fingerprint: ImageFingerprint
+    modality: str
+
+    @property
+    def label(self) -> str:
+        """Name for messages."""
+        return f"{self.candidate.case.name} channel {self.channel}"
+
+
+def measured_candidates(
+    domain: int, source: Source, patterns: Mapping[str, re.Pattern[str]], mapper: Mapper
+) -> list[Candidate]:
+    """All raw cases of a domain, measured; those already measured are not read again.
+
+    Args:
+        domain: index of the source.
+        source: the domain.
+        patterns: patient regexes by dataset name.
+        mapper: see `fingerprint.worker_pool`.
+
+    Raises:
+        HSSLError: a case's name does not match the dataset's patient regex.
+    """
+    dataset = source.dataset
+    cases = [(c, True) for c in dataset.labelled] + [(c, False) for c in dataset.unlabelled]
+    patients = [patient_of(case.name, dataset.name, patterns) for case, _ in cases]  # fails before images are read
+    files = [str(image) for case, _ in cases for image in case.images]
+    cache_file = preprocessed_dir() / dataset.name / CACHE_FILE
+    measured = fingerprint_files(files, cache_file=cache_file, mapper=mapper)
+    quarantine: dict[str, list[Problem]] = defaultdict(list)
+    for problem in read_quarantine(dataset.name):
+        quarantine[problem.case].append(problem)
+    return [
+        _candidate(domain, source, case, patient, labelled, measured, quarantine.get(case.name, []))
+        for (case, labelled), patient in zip(cases, patients, strict=True)
+    ]
+
+
+def _candidate(
+    domain: int, source: Source, case: Case, patient: str, labelled: bool, measured: Measured, bad: list[Problem]
+) -> Candidate:
+    name, identifier = source.dataset.name, source.configuration["data_identifier"]
+    folder = identifier if labelled else unlabelled_folder(identifier)
+    preprocessed = str(PurePosixPath(name, folder, f"{case.name}.b2nd"))
+    results = [measured[str(file)] for file in case.images]
+    return Candidate(
+        domain=domain,
+        dataset_name=name,
+        case=case,
+        patient=patient,
+        labelled=labelled,
+        preprocessed=preprocessed,
+        channels=tuple(c for result in results if not isinstance(result, BadImage) for c in result),
+        problems=tuple(bad or _problems(source, case, results, preprocessed)),
+    )
+
+
+def _problems(source: Source, case: Case, results: Sequence[Result], preprocessed: str) -> list[Problem]:
+    """The nearest cause why a case that is not in quarantine cannot be used, or nothing."""
+    name = source.dataset.name
+    unreadable = [r for r in results if isinstance(r, BadImage)]
+    if unreadable:
+        remedy = "Repair or remove the file, then preprocess again."
+        return [Problem(name, case.name, bad.file, f"the image {bad.reason}", remedy) for bad in unreadable]
+    found, expected = sum(map(len, results)), len(source.dataset.dataset_json["channel_names"])
+    if found != expected:
+        what = f"{found} channel(s), but dataset.json names {expected}"
+        return [
+            Problem(name, case.name, str(case.images[0]), what, "Add the missing channel or correct channel_names.")
+        ]
+    path = preprocessed_dir() / preprocessed
+    if not path.is_file():
+        number = int(name[len("Dataset") :].partition("_")[0])
+        return [Problem(name, case.name, str(path), "not preprocessed", f"Run `hssl plan_and_preprocess -d {number}`.")]
+    return []
+
+
+def without_excluded(
+    candidates: Sequence[Candidate], exclude_file: str | Path | None
+) -> tuple[list[Candidate], list[str]]:
+    """Candidates that an exclusion file leaves, and one note for each domain that loses cases.
+
+    Raises:
+        HSSLError: the file cannot be read, or has lines that match nothing.
+    """
+    if exclude_file is None:
+        return list(candidates), []
+    subjects = [
+        Subject(c.dataset_name, c.case.name, c.patient, frozenset(f.content_hash for f in c.channels))
+        for c in candidates
+    ]
+    excluded = excluded_subjects(subjects, read_exclusions(exclude_file), exclude_file)
+    gone: dict[str, list[str]] = defaultdict(list)
+    for index in sorted(excluded):
+        gone[candidates[index].dataset_name].append(candidates[index].case.name)
+    notes = [f"{exclude_file} takes {len(c)} case(s) out of {name}: {', '.join(c)}." for name, c in gone.items()]
+    return [c for index, c in enumerate(candidates) if index not in excluded], notes
+
+
+def images_of(candidates: Sequence[Candidate], sources: Sequence[Source]) -> list[Image]:
+    """The channels of all candidates without a problem."""
+    images = []
+    for candidate in candidates:
+        channel_names = sources[candidate.domain].dataset.dataset_json["channel_names"]
+        names = [channel_names[key] for key in sorted(channel_names, key=int)]
+        if not candidate.problems:
+            channels = zip(candidate.channels, names, strict=True)
+            images += [Image(candidate, i, f, modality_of(n)) for i, (f, n) in enumerate(channels)]
+    return images
+
+
+def without_duplicates(images: Sequence[Image]) -> tuple[list[Image], list[str]]:
+    """The first image of each content hash, and one note for each pair of domains that share images."""
+    kept: dict[str, Image] = {}
+    copies: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for image in images:
+        first = kept.setdefault(image.fingerprint.content_hash, image)
+        if first is not image:
+            pair = image.candidate.dataset_name, first.candidate.dataset_name
+            copies[pair].append(f"{image.label} (= {first.label})")
+    notes = [
+        f"{len(labels)} image(s) of {copy} are copies of images of {original} and were left out: {', '.join(labels)}."
+        for (copy, original), labels in copies.items()
+    ]
+    return list(kept.values()), notes
+
+
+def orphan_notes(sources: Sequence[Source], candidates: Sequence[Candidate]) -> list[str]:
+    """One note for each domain that has preprocessed cases without a raw image, which cannot be measured."""
+    known = {c.preprocessed for c in candidates}
+    notes = []
+    for source in sources:
+        name, identifier = source.dataset.name, source.configuration["data_identifier"]
+        files = [
+            file
+            for folder in (identifier, unlabelled_folder(identifier))
+            for file in sorted((preprocessed_dir() / name / folder).glob("*.b2nd"))
+            if not file.name.endswith("_seg.b2nd")
+        ]
+        orphans = [f.stem for f in files if str(PurePosixPath(name, f.parent.name, f.name)) not in known]
+        if orphans:
+            notes.append(
+                f"{len(orphans)} preprocessed case(s) of {name} have no raw image and were left out: "
+                f"{', '.join(orphans)}."
+            )
+    return notes

@@ -1,0 +1,225 @@
+"""Checks of raw images and masks, one case at a time: what is wrong, in which file, and what repairs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hssl_nnunet.corpus.cases import Case, RawDataset
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.paths import preprocessed_dir
+
+QUARANTINE_FILE = "hssl_quarantine.json"
+TOLERANCE = 1e-3  # of spacing (relative) and of direction cosines: headers are stored as float32
+ORIGIN_TOLERANCE = 0.1  # voxels: less is rounding, more is a shift between image and mask
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why a case cannot be used.
+
+    Attributes:
+        dataset: `DatasetXXX_Name`.
+        case: the case's name.
+        file: the file that is wrong.
+        what: what was found and what was expected.
+        remedy: what repairs it.
+    """
+
+    dataset: str
+    case: str
+    file: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.case}: {self.what}. {self.remedy} ({self.file})"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What each case of a dataset must fulfil; small, so that it travels to worker processes.
+
+    Attributes:
+        dataset: `DatasetXXX_Name`.
+        reader: nnU-Net's reader class for the dataset's files.
+        channels: number of channels in dataset.json.
+        label_values: values that a mask may hold.
+        needs_3d: whether a 3D configuration is requested.
+    """
+
+    dataset: str
+    reader: type[Any]
+    channels: int
+    label_values: frozenset[int]
+    needs_3d: bool
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Geometry of a file; shape and spacing in array order (z, y, x), origin and direction as SimpleITK gives them."""
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...] | None
+    direction: tuple[float, ...] | None
+
+
+def expectation(dataset: RawDataset, configurations: Sequence[str], reader: type[Any]) -> Expectation:
+    """What the cases of `dataset` must fulfil for `configurations`."""
+    return Expectation(
+        dataset=dataset.name,
+        reader=reader,
+        channels=len(dataset.dataset_json["channel_names"]),
+        label_values=label_values(dataset.dataset_json["labels"]),
+        needs_3d=any(c.startswith("3d") for c in configurations),
+    )
+
+
+def label_values(labels: Mapping[str, int | Sequence[int]]) -> frozenset[int]:
+    """Values that dataset.json allows in a mask: labels, members of regions, and `ignore`."""
+    groups = [[v] if isinstance(v, int) else list(v) for v in labels.values()]
+    return frozenset(v for group in groups for v in group)
+
+
+def check_case(case: Case, expected: Expectation) -> list[Problem]:
+    """Problems of one case; empty = it can be preprocessed. Holds one channel at a time, never raises for bad data."""
+    problems: list[Problem] = []
+    grids: list[_Grid] = []
+    channels = 0
+    for file in case.images:
+        found, grid, count = _check_image(file, expected.reader)
+        problems += [_problem(expected, case, file, *p) for p in found]
+        channels += count
+        if grid is not None:
+            problems += [_problem(expected, case, file, *p) for p in _against_first(grid, grids, expected)]
+            grids.append(grid)
+    readable = len(grids) == len(case.images)
+    if readable and channels != expected.channels:
+        what = f"{channels} channel(s), but dataset.json names {expected.channels}"
+        problems.append(
+            _problem(expected, case, case.images[0], what, "Add the missing channel or correct channel_names.")
+        )
+    if case.mask is not None:
+        found = _check_mask(case.mask, grids[0] if grids else None, expected)
+        problems += [_problem(expected, case, case.mask, *p) for p in found]
+    return problems
+
+
+def write_quarantine(dataset: str, problems: Sequence[Problem]) -> None:
+    """Persist the problems of a dataset in its preprocessed folder; without problems the file is removed."""
+    path = preprocessed_dir() / dataset / QUARANTINE_FILE
+    if problems:
+        write_json(path, [asdict(p) for p in problems])
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_quarantine(dataset: str) -> list[Problem]:
+    """Problems that the last `plan_and_preprocess` of a dataset found; empty if there were none."""
+    path = preprocessed_dir() / dataset / QUARANTINE_FILE
+    return [Problem(**p) for p in read_json(path)] if path.is_file() else []
+
+
+Finding = tuple[str, str]  # what, remedy
+
+
+def _problem(expected: Expectation, case: Case, file: Path, what: str, remedy: str) -> Problem:
+    return Problem(expected.dataset, case.name, str(file), what, remedy)
+
+
+def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None, _Grid | None, list[Finding]]:
+    """Voxels (C, Z, Y, X) and geometry of a file, or what is wrong with it."""
+    if not file.is_file():
+        return None, None, [("the file is missing", "Add it, or remove the case.")]
+    try:
+        data, properties = reader().read_images((str(file),))
+    except Exception as error:  # each reader has exceptions of its own for damaged files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        return (
+            None,
+            None,
+            [(f"the file cannot be read: {reason}", "It is damaged or truncated: copy or export it again.")],
+        )
+    sitk_stuff = properties.get("sitk_stuff", {})
+    grid = _Grid(
+        tuple(data.shape[1:]), tuple(properties["spacing"]), sitk_stuff.get("origin"), sitk_stuff.get("direction")
+    )
+    return data, grid, []
+
+
+def _check_image(file: Path, reader: type[Any]) -> tuple[list[Finding], _Grid | None, int]:
+    """Findings, geometry and number of channels of one image file."""
+    data, grid, findings = _read(file, reader)
+    if data is None:
+        return findings, None, 0
+    if not np.isfinite(data).all():
+        findings.append(("the image holds NaN or infinite voxels", "Replace them by the value of the background."))
+    else:
+        constant = [c for c in range(len(data)) if data[c].min() == data[c].max()]
+        if constant:
+            value = float(data[constant[0]].flat[0])
+            findings.append(
+                (f"every voxel of the image has the value {value:g}", "Export the image again, or remove the case.")
+            )
+    return findings, grid, len(data)
+
+
+def _against_first(grid: _Grid, before: Sequence[_Grid], expected: Expectation) -> list[Finding]:
+    """Geometry of an image file against the case's first one, and against the requested configurations."""
+    if before:
+        return _compare(grid, before[0], "the first channel", "Resample the channels onto one grid.")
+    if expected.needs_3d and min(grid.shape) == 1:
+        return [
+            (
+                f"the image is 2D, shape {grid.shape} (z, y, x), in a 3D configuration",
+                "Run with `-c 2d`, or remove the case.",
+            )
+        ]
+    return []
+
+
+def _compare(grid: _Grid, other: _Grid, name: str, remedy: str) -> list[Finding]:
+    if grid.shape != other.shape:
+        return [(f"shape {grid.shape} (z, y, x), but {name} has {other.shape}", remedy)]
+    findings = []
+    if not np.allclose(grid.spacing, other.spacing, rtol=TOLERANCE):
+        findings.append(
+            (f"spacing {_short(grid.spacing)} mm (z, y, x), but {name} has {_short(other.spacing)}", remedy)
+        )
+    if grid.origin is not None and other.origin is not None:
+        voxel = ORIGIN_TOLERANCE * min(grid.spacing)
+        if np.abs(np.subtract(grid.origin, other.origin)).max() > voxel:
+            findings.append(
+                (f"origin {_short(grid.origin)} mm (x, y, z), but {name} has {_short(other.origin)}", remedy)
+            )
+    if grid.direction is not None and other.direction is not None:
+        if not np.allclose(grid.direction, other.direction, atol=TOLERANCE):
+            findings.append((f"direction {_short(grid.direction)}, but {name} has {_short(other.direction)}", remedy))
+    return findings
+
+
+def _short(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{v:.4g}" for v in values) + ")"
+
+
+def _check_mask(file: Path, image: _Grid | None, expected: Expectation) -> list[Finding]:
+    data, grid, findings = _read(file, expected.reader)
+    if data is None or grid is None:
+        return findings
+    if len(data) != 1:
+        findings.append((f"the mask has {len(data)} channels, expected 1", "Export it as a single-channel image."))
+    if image is not None:
+        findings += _compare(grid, image, "the image", "Resample the mask onto the image's grid, or copy its header.")
+    values = np.unique(data)
+    unknown = sorted(float(v) for v in values if not (np.isfinite(v) and float(v) in expected.label_values))
+    if unknown:
+        shown = ", ".join(f"{v:g}" for v in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        what = f"the mask holds value(s) {shown}, but dataset.json knows {sorted(expected.label_values)}"
+        findings.append((what, "Correct the mask, or add the label to dataset.json."))
+    return findings

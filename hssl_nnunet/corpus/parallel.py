@@ -1,0 +1,56 @@
+"""One function over many cases, in worker processes, with a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from nnunetv2.configuration import default_num_processes
+from tqdm import tqdm
+
+from hssl_nnunet.errors import HSSLError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def default_processes() -> int:
+    """nnU-Net's number of worker processes (`nnUNet_def_n_proc`), but not more than there are processors."""
+    return max(1, min(int(default_num_processes), os.cpu_count() or 1))
+
+
+def on_terminal() -> bool:
+    """Whether a progress bar would be seen."""
+    return sys.stderr.isatty()
+
+
+def map_cases(function: Callable[[T], R], cases: Sequence[T], num_processes: int, description: str) -> Iterator[R]:
+    """Yield `function(case)` in the order of `cases`; with one process nothing is started.
+
+    Args:
+        function: picklable where `num_processes` > 1.
+        cases: the arguments.
+        num_processes: worker processes, started by `spawn` as nnU-Net's.
+        description: title of the progress bar.
+
+    Raises:
+        HSSLError: a worker was killed, in general for want of memory.
+    """
+    workers = min(num_processes, len(cases))
+    progress = {"total": len(cases), "desc": description, "disable": not on_terminal()}
+    if workers <= 1:
+        yield from tqdm(map(function, cases), **progress)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from tqdm(pool.map(function, cases), **progress)
+        except BrokenProcessPool:
+            remedy = f"Most likely memory ran out: run it again with fewer processes (`-np {max(1, workers // 2)}`)."
+            raise HSSLError(f"{description}: a worker process was killed. {remedy}") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # an error or Ctrl-C does not wait for the cases to come

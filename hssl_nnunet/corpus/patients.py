@@ -1,0 +1,132 @@
+"""Who an image shows, and which images a person's exclusion takes out of a corpus.
+
+Patients are compared by name across all domains: `STS_001` in a CT task and `STS_001` in an MR task are one person.
+Where two datasets use the same names for different people, give them different names with a regex's capture group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hssl_nnunet.errors import HSSLError
+
+FORMS = "`case`, `dataset:case`, `patient:NAME` or `hash:CONTENT_HASH`"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What exclusion needs to know of a case: names, and the content hashes of its channels (none if unreadable)."""
+
+    dataset_name: str
+    case: str
+    patient: str
+    hashes: frozenset[str]
+
+
+def parse_patient_regexes(texts: Sequence[str], dataset_names: Sequence[str]) -> dict[str, re.Pattern[str]]:
+    r"""Parse `--patient_regex DATASET=REGEX`, for example `54=(.*)_` or `Dataset004_Hippocampus=hippocampus_\d+`.
+
+    Returns:
+        One pattern for each dataset that is named, by its full name.
+
+    Raises:
+        HSSLError: no `=`, a dataset that is not in the corpus or is named twice, or an invalid regex.
+    """
+    patterns: dict[str, re.Pattern[str]] = {}
+    for text in texts:
+        dataset, equals, regex = text.partition("=")
+        name = find_dataset(dataset, dataset_names)
+        if not equals or not regex or name is None:
+            known = ", ".join(dataset_names)
+            raise HSSLError(f"--patient_regex {text!r}: expected DATASET=REGEX with a dataset of the corpus ({known}).")
+        if name in patterns:
+            raise HSSLError(f"--patient_regex {text!r}: {name} has a regex already, {patterns[name].pattern!r}.")
+        try:
+            patterns[name] = re.compile(regex)
+        except re.error as error:
+            raise HSSLError(f"--patient_regex {text!r}: not a valid regular expression: {error}.") from None
+    return patterns
+
+
+def patient_of(case: str, dataset_name: str, patterns: Mapping[str, re.Pattern[str]]) -> str:
+    """The patient of a case: what the dataset's regex finds in its name (first group, else all of it), else the name.
+
+    Raises:
+        HSSLError: the regex finds nothing, or an empty name.
+    """
+    pattern = patterns.get(dataset_name)
+    if pattern is None:
+        return case
+    match = pattern.search(case)
+    patient = match[1 if pattern.groups else 0] if match else None
+    if not patient:
+        raise HSSLError(f"--patient_regex: {pattern.pattern!r} finds no patient in case '{case}' of {dataset_name}.")
+    return patient
+
+
+def find_dataset(text: str, dataset_names: Sequence[str]) -> str | None:
+    """The dataset that `text` names by id (`4`, `004`) or full name, or None."""
+    for name in dataset_names:
+        if text == name or (text.isdecimal() and int(text) == int(name[len("Dataset") :].partition("_")[0])):
+            return name
+    return None
+
+
+def read_exclusions(path: str | Path) -> list[str]:
+    """Lines of an exclusion file; `#` starts a comment, empty lines are skipped.
+
+    Raises:
+        HSSLError: the file cannot be read, or holds no line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HSSLError(f"--exclude {path}: cannot be read: {error}.") from None
+    lines = [line for raw in text.splitlines() if (line := raw.partition("#")[0].strip())]
+    if not lines:
+        raise HSSLError(f"--exclude {path}: holds no line. Expected one of {FORMS} a line, or leave the option out.")
+    return lines
+
+
+def excluded_subjects(subjects: Sequence[Subject], lines: Sequence[str], source: str | Path) -> set[int]:
+    """Indices of the subjects that `lines` exclude.
+
+    Whoever is excluded takes along every case of the same patient and every case that shares an image (the same
+    content hash), in every domain, and these take along theirs in turn: nothing of an excluded person stays.
+
+    Raises:
+        HSSLError: lines that match no case, all of them listed.
+    """
+    names = sorted({s.dataset_name for s in subjects})
+    hits = {line: {i for i, s in enumerate(subjects) if _matches(line, s, names)} for line in lines}
+    idle = [line for line, found in hits.items() if not found]
+    if idle:
+        raise HSSLError(
+            f"--exclude {source}: no case of the corpus matches {', '.join(map(repr, idle))}. "
+            f"Expected {FORMS}, of {', '.join(names)}."
+        )
+    return _with_relatives(subjects, set().union(*hits.values()))
+
+
+def _matches(line: str, subject: Subject, dataset_names: Sequence[str]) -> bool:
+    kind, colon, value = line.partition(":")
+    if not colon:
+        return subject.case == line
+    if kind == "patient":
+        return subject.patient == value
+    if kind == "hash":
+        return value in subject.hashes
+    return subject.case == value and subject.dataset_name == find_dataset(kind, dataset_names)
+
+
+def _with_relatives(subjects: Sequence[Subject], excluded: set[int]) -> set[int]:
+    while True:
+        patients = {subjects[i].patient for i in excluded}
+        hashes = {h for i in excluded for h in subjects[i].hashes}
+        grown = {i for i, s in enumerate(subjects) if s.patient in patients or s.hashes & hashes}
+        if grown == excluded:
+            return excluded
+        excluded = grown

@@ -1,0 +1,302 @@
+"""`hssl plan_and_preprocess`: raw datasets, with or without masks, made ready for pretraining and training.
+
+Labelled cases are planned and preprocessed by nnU-Net itself, so that the files are those of
+`nnUNetv2_plan_and_preprocess`. Images without masks go beside them, into `<data_identifier>_unlabelled`, where stock
+training never looks. Cases that fail a check are quarantined: left out, listed, and looked at anew by the next run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from hssl_nnunet.corpus.cases import Case, RawDataset, read_raw_dataset
+from hssl_nnunet.corpus.integrity import Problem, check_case, expectation, write_quarantine
+from hssl_nnunet.corpus.parallel import default_processes, map_cases, on_terminal
+from hssl_nnunet.corpus.planning import changed_at, dataset_id, nnunet_sees, plan_dataset
+from hssl_nnunet.errors import HSSLError, unknown_name
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
+from hssl_nnunet.plan_schema import Preset, load_preset
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+RECIPE_FILE = "preprocessing.json"
+RECIPE_KEYS = (
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "preprocessor_name",
+)
+QUARANTINE_EXIT_CODE = 3
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What became of one dataset: number of cases by fate.
+
+    Attributes:
+        name: `DatasetXXX_Name`.
+        labelled: cases planned and preprocessed with their masks.
+        unlabelled: images preprocessed without masks.
+        quarantined: cases left out.
+    """
+
+    name: str
+    labelled: int
+    unlabelled: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of `plan_and_preprocess`."""
+
+    plans_name: str
+    datasets: tuple[DatasetReport, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 if a case is quarantined."""
+        return QUARANTINE_EXIT_CODE if self.problems else 0
+
+
+def plan_and_preprocess(
+    datasets: Sequence[str | int],
+    configurations: Sequence[str] = ("3d_fullres",),
+    preset: str = "default",
+    num_processes: int | None = None,
+) -> Report:
+    """Check, plan and preprocess datasets of nnUNet_raw.
+
+    Args:
+        datasets: names or ids.
+        configurations: of `2d`, `3d_fullres`, `3d_lowres`; one that is not in the plans is skipped, as nnU-Net does.
+        preset: name of a `plans/preset_<name>.json`.
+        num_processes: worker processes; default: nnU-Net's, but not more than there are processors.
+
+    Returns:
+        Counts per dataset, and the problems of the quarantined cases.
+
+    Raises:
+        HSSLError: unknown preset or configuration, missing or empty dataset, disk full, a worker out of memory.
+    """
+    for configuration in configurations:
+        if configuration not in CONFIGURATIONS:
+            raise unknown_name("configuration", configuration, CONFIGURATIONS)
+    chosen = load_preset(preset)
+    processes = num_processes or default_processes()
+    raw = [read_raw_dataset(d) for d in datasets]  # all of them, before the first long step
+    results = [_one_dataset(dataset, configurations, chosen, processes) for dataset in raw]
+    return Report(chosen.plans_name, tuple(r for r, _ in results), tuple(p for _, ps in results for p in ps))
+
+
+def _one_dataset(
+    dataset: RawDataset, configurations: Sequence[str], preset: Preset, num_processes: int
+) -> tuple[DatasetReport, list[Problem]]:
+    reader = find_reader(dataset)
+    problems, labelled, unlabelled = check_dataset(dataset, configurations, reader, num_processes)
+    write_quarantine(dataset.name, problems)
+    planned_from = labelled if dataset.labelled else unlabelled
+    if not planned_from:  # nothing to plan from: the list of problems says why
+        return DatasetReport(dataset.name, 0, 0, _quarantined(problems)), problems
+    with _explained(dataset.name), nnunet_sees(dataset, planned_from):
+        plan_dataset(dataset, planned_from, preset, reader, num_processes)
+        if dataset.labelled:
+            _preprocess_labelled(dataset, preset.plans_name, configurations, num_processes)
+    with _explained(dataset.name):
+        for configuration in configurations:
+            _preprocess_unlabelled(dataset, unlabelled, preset.plans_name, configuration, num_processes)
+    return DatasetReport(dataset.name, len(labelled), len(unlabelled), _quarantined(problems)), problems
+
+
+def _quarantined(problems: Sequence[Problem]) -> int:
+    return len({(p.case, Path(p.file).parent.name.startswith("imagesTs")) for p in problems})
+
+
+@contextmanager
+def _explained(dataset: str) -> Iterator[None]:
+    """Turn what nnU-Net raises into errors with a remedy."""
+    try:
+        yield
+    except HSSLError:
+        raise
+    except OSError as error:
+        raise HSSLError(f"{dataset}: {error}. Free disk space or permissions, then run it again.") from error
+    except RuntimeError as error:
+        remedy = "If memory ran out, run it again with fewer processes (`-np 1`); free space on a full disk."
+        raise HSSLError(f"{dataset}: nnU-Net stopped: {str(error).strip()}. {remedy}") from error
+
+
+def find_reader(dataset: RawDataset) -> type[Any]:
+    """nnU-Net's reader class for a dataset: the first one that reads its first readable image, as nnU-Net chooses.
+
+    Raises:
+        HSSLError: no reader knows the file ending.
+    """
+    named = dataset.dataset_json.get("overwrite_image_reader_writer", "None")
+    if named != "None":
+        return recursive_find_reader_writer_by_name(named)  # type: ignore[no-any-return]
+    ending = dataset.dataset_json["file_ending"]
+    candidates: list[type[Any]] = [r for r in LIST_OF_IO_CLASSES if ending.lower() in r.supported_file_endings]
+    if not candidates:
+        known = sorted({e for r in LIST_OF_IO_CLASSES for e in r.supported_file_endings})
+        raise unknown_name("file_ending", ending, known)
+    for case in dataset.labelled + dataset.unlabelled:
+        for candidate in candidates:
+            if _reads(candidate, case.images[0]):
+                return candidate
+    return candidates[0]
+
+
+def _reads(reader: type[Any], file: Path) -> bool:
+    try:
+        reader().read_images((str(file),))
+    except Exception:  # each reader has exceptions of its own
+        return False
+    return True
+
+
+def check_dataset(
+    dataset: RawDataset, configurations: Sequence[str], reader: type[Any], num_processes: int
+) -> tuple[list[Problem], list[Case], list[Case]]:
+    """Check every case of a dataset.
+
+    Returns:
+        Problems, good labelled cases, good unlabelled cases.
+    """
+    check = partial(check_case, expected=expectation(dataset, configurations, reader))
+    cases = dataset.labelled + dataset.unlabelled
+    found = list(map_cases(check, cases, num_processes, f"Checking {dataset.name}"))
+    problems = _stray_files(dataset) + [p for ps in found for p in ps]
+    good = [case for case, ps in zip(cases, found, strict=True) if not ps]
+    labelled = [c for c in good if c.mask is not None]
+    unlabelled, duplicates = _without_duplicates(dataset, [c for c in good if c.mask is None])
+    return problems + duplicates, labelled, unlabelled
+
+
+def _stray_files(dataset: RawDataset) -> list[Problem]:
+    what = "the file's name lacks the channel suffix"
+    ending = dataset.dataset_json["file_ending"]
+    remedy = f"Rename it to <case>_0000{ending}, or remove it."
+    return [Problem(dataset.name, f.name.removesuffix(ending), str(f), what, remedy) for f in dataset.stray]
+
+
+def _without_duplicates(dataset: RawDataset, cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
+    """Cases of imagesTs that bear the name of a case of imagesTr are problems: one name must mean one image."""
+    seen = {c.name for c in dataset.labelled}
+    kept, problems = [], []
+    for case in cases:
+        if case.name in seen:
+            what, remedy = "imagesTr holds a case of the same name", "Rename it, or remove it if it is the same image."
+            problems.append(Problem(dataset.name, case.name, str(case.images[0]), what, remedy))
+        else:
+            kept.append(case)
+        seen.add(case.name)
+    return kept, problems
+
+
+def _preprocess_labelled(
+    dataset: RawDataset, plans_name: str, configurations: Sequence[str], num_processes: int
+) -> None:
+    """nnU-Net's own preprocessing; half-filled folders are removed, for training would not notice them."""
+    plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{plans_name}.json"))
+    number = dataset_id(dataset.name)
+    for configuration in configurations:
+        try:
+            preprocess_dataset(number, plans_name, (configuration,), [num_processes], show_progress_bar=on_terminal())
+        except BaseException:
+            if configuration in plans.available_configurations:
+                identifier = plans.get_configuration(configuration).data_identifier
+                shutil.rmtree(preprocessed_dir() / dataset.name / identifier, ignore_errors=True)
+            raise
+
+
+class UnlabelledPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
+    """nnU-Net's preprocessor for images without masks; the loader wants `class_locations`, here empty."""
+
+    def run_case(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """As nnU-Net's: image (C, X, Y, Z) float32, nonzero mask (1, X, Y, Z), 0 inside and -1 outside, properties."""
+        data, seg, properties = super().run_case(*args, **kwargs)
+        return data, seg, properties | {"class_locations": {}}
+
+
+def _preprocess_unlabelled(
+    dataset: RawDataset, cases: Sequence[Case], plans_name: str, configuration: str, num_processes: int
+) -> None:
+    """Preprocess the images without masks that are new, changed, or were made with another spacing or normalisation."""
+    plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{plans_name}.json"))
+    if configuration not in plans.available_configurations:
+        return
+    identifier = plans.get_configuration(configuration).data_identifier
+    folder = preprocessed_dir() / dataset.name / unlabelled_folder(identifier)
+    _keep_only(folder, cases, _recipe(plans, configuration))
+    todo = [c for c in cases if not _is_current(folder / f"{c.name}.b2nd", c)]
+    work = partial(
+        _preprocess_image, plans=plans, configuration=configuration, folder=folder, json=dataset.dataset_json
+    )
+    for _ in map_cases(work, todo, num_processes, f"Preprocessing images without masks of {dataset.name}"):
+        pass
+
+
+def _recipe(plans: PlansManager, configuration: str) -> dict[str, Any]:
+    """All of the plans that decides the voxels of a preprocessed image."""
+    values = plans.get_configuration(configuration).configuration
+    recipe = {key: values[key] for key in RECIPE_KEYS}
+    recipe["transpose_forward"] = plans.plans["transpose_forward"]
+    recipe["image_reader_writer"] = plans.plans["image_reader_writer"]
+    recipe["intensities"] = plans.plans["foreground_intensity_properties_per_channel"]
+    return recipe
+
+
+def _keep_only(folder: Path, cases: Sequence[Case], recipe: dict[str, Any]) -> None:
+    """Remove outputs of other recipes and of cases that are gone; without cases, the whole folder."""
+    path = folder / RECIPE_FILE
+    if not cases or not path.is_file() or read_json(path) != recipe:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not cases:
+        return
+    if not path.is_file():
+        write_json(path, recipe)
+    names = {c.name for c in cases}
+    for image in folder.glob("*.b2nd"):
+        name = image.name.removesuffix(".b2nd")
+        if name not in names and name.removesuffix("_seg") not in names:
+            image.unlink()
+            image.with_suffix(".pkl").unlink(missing_ok=True)
+
+
+def _is_current(output: Path, case: Case) -> bool:
+    return output.is_file() and output.stat().st_mtime > max(changed_at(i) for i in case.images)
+
+
+def _preprocess_image(case: Case, plans: PlansManager, configuration: str, folder: Path, json: dict[str, Any]) -> None:
+    """Preprocess one image; its files appear whole, the image last."""
+    temporary = folder / f".{case.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir()
+        UnlabelledPreprocessor(verbose=False).run_case_save(
+            str(temporary / case.name),
+            [str(i) for i in case.images],
+            None,
+            plans,
+            plans.get_configuration(configuration),
+            json,
+        )
+        for suffix in ("_seg.b2nd", ".pkl", ".b2nd"):
+            (temporary / (case.name + suffix)).replace(folder / (case.name + suffix))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

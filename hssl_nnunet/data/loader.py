@@ -1,0 +1,91 @@
+"""Reads the chunks of the next steps while the current one trains."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from hssl_nnunet.corpus.manifest import ImageRow
+from hssl_nnunet.data.crops import DomainGeometry, RawChunk, read_chunk
+from hssl_nnunet.data.sampling import ChunkPlan, DomainSampler, rank_part
+from hssl_nnunet.plan_schema import ViewPlan
+
+STEPS_AHEAD = 2
+
+
+class ChunkLoader:
+    """The raw chunks of one rank, step by step; threads read ahead, since blosc2 decompresses outside the GIL.
+
+    What is read depends on the sampler and the step alone, not on the number of threads.
+
+    Args:
+        sampler: draws the chunks of a step.
+        rows: the images of which `sampler` was given the domains, in the same order.
+        geometries: of each domain.
+        view_plan: how views are drawn later.
+        root: the folder `nnUNet_preprocessed`.
+        rank: this process.
+        world_size: number of processes.
+        num_workers: threads; 0 reads in `next`.
+        first_step: step to begin with.
+
+    Attributes:
+        step: the step that `next` returns; a run that resumes begins with it.
+    """
+
+    def __init__(
+        self,
+        sampler: DomainSampler,
+        rows: Sequence[ImageRow],
+        geometries: Sequence[DomainGeometry],
+        view_plan: ViewPlan,
+        root: Path,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 2,
+        first_step: int = 0,
+    ) -> None:
+        self.sampler, self.rows, self.geometries, self.view_plan, self.root = sampler, rows, geometries, view_plan, root
+        self.rank, self.world_size = rank, world_size
+        self.step = first_step
+        self._pool = ThreadPoolExecutor(num_workers, "hssl-read") if num_workers else None
+        self._ahead: deque[list[Future[RawChunk]]] = deque()
+
+    def __next__(self) -> list[RawChunk]:
+        """Chunks of this rank for step `step`; then `step` is the next one.
+
+        Raises:
+            HSSLError: an image could not be read, or the chunks cannot be shared out among the ranks.
+        """
+        if self._pool is None:
+            chunks = [self._read(plan) for plan in self._plans(self.step)]
+        else:
+            while len(self._ahead) <= STEPS_AHEAD:
+                plans = self._plans(self.step + len(self._ahead))
+                self._ahead.append([self._pool.submit(self._read, plan) for plan in plans])
+            chunks = [future.result() for future in self._ahead[0]]
+            self._ahead.popleft()
+        self.step += 1
+        return chunks
+
+    def seek(self, step: int) -> None:
+        """Let `step` be the next one; what was read ahead is dropped."""
+        for futures in self._ahead:
+            for future in futures:
+                future.cancel()
+        self._ahead.clear()
+        self.step = step
+
+    def close(self) -> None:
+        """Stop the threads; the loader cannot be used afterwards."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _plans(self, step: int) -> list[ChunkPlan]:
+        return rank_part(self.sampler.step(step), self.rank, self.world_size)
+
+    def _read(self, plan: ChunkPlan) -> RawChunk:
+        return read_chunk(plan, self.rows, self.geometries[plan.domain], self.view_plan, self.root)

@@ -1,0 +1,93 @@
+"""What stands on top of the encoder in pretraining: pooled embedding `h`, projection `z`, classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_max_std", "mean"]) -> Tensor:
+    """Describe each feature map by numbers, over its valid voxels only.
+
+    nnU-Net normalises every instance and channel, so the mean alone says almost nothing about the image; maximum and
+    standard deviation restore it.
+
+    Args:
+        features: `(B, C, X, Y[, Z])`.
+        valid: `(B, 1, X, Y[, Z])` bool at the same resolution, False = padding. An image without a valid voxel at
+            this resolution is described by all its voxels.
+        pooling: which statistics.
+
+    Returns:
+        `(B, C)` for `mean`, `(B, 3 C)` for `mean_max_std`.
+    """
+    axes = tuple(range(2, features.ndim))
+    valid = valid | ~valid.any(dim=axes, keepdim=True)
+    count = valid.sum(axes)
+    mean = (features * valid).sum(axes) / count
+    if pooling == "mean":
+        return mean
+    maximum = features.masked_fill(~valid, -torch.inf).amax(axes)
+    deviation = (features - mean[(...,) + (None,) * len(axes)]) * valid
+    variance = deviation.square().sum(axes) / count
+    return torch.cat([mean, maximum, (variance + 1e-5).sqrt()], dim=1)  # 1e-5: a finite gradient at variance 0
+
+
+class Embedding(nn.Module):
+    """`h`: each level >= 1 pooled, mapped to a common width by its own linear layer, averaged over the levels.
+
+    A shallow topology lacks the deep levels; the average over those it has keeps `h` on one scale.
+    """
+
+    def __init__(self, features: Sequence[int], width: int, pooling: Literal["mean_max_std", "mean"]):
+        """Build the linear layers.
+
+        Args:
+            features: width of each level of the deepest topology, level 0 first.
+            width: width of `h`.
+            pooling: statistics that describe a feature map.
+        """
+        super().__init__()
+        self.pooling: Literal["mean_max_std", "mean"] = pooling
+        per_channel = 1 if pooling == "mean" else 3
+        self.levels = nn.ModuleList(nn.Linear(per_channel * f, width) for f in features[1:])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, skips: Sequence[Tensor], valid: Tensor) -> Tensor:
+        """Embed a batch.
+
+        Args:
+            skips: the encoder's features, level 0 first: `(B, C_l, X_l, Y_l[, Z_l])`.
+            valid: `(B, 1, X, Y[, Z])` bool at level 0, False = padding.
+
+        Returns:
+            `(B, width)` float32.
+        """
+        share = valid.float()
+        embedded = []
+        for linear, features in zip(self.levels, skips[1:], strict=False):
+            # a coarse voxel counts as valid when at least half of what it covers is
+            covered = _resize(share, features.shape[2:]) >= 0.5
+            embedded.append(linear(pooled_statistics(features.float(), covered, self.pooling)))
+        return self.norm(torch.stack(embedded).mean(0))  # type: ignore[no-any-return]
+
+
+def _resize(share: Tensor, shape: Sequence[int]) -> Tensor:
+    pool = functional.adaptive_avg_pool3d if share.ndim == 5 else functional.adaptive_avg_pool2d
+    return pool(share, tuple(shape))
+
+
+class Projector(nn.Module):
+    """`z`: two-layer projection of `h`, on the unit sphere (Chen et al. 2020, section 4.2)."""
+
+    def __init__(self, width: int, projection_width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, projection_width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """`(B, width)` -> `(B, projection_width)` of norm 1."""
+        return functional.normalize(self.layers(h), dim=1)

@@ -1,0 +1,160 @@
+"""The pretraining network: shared weights and heads behind one forward, each domain in its own topology."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hssl_nnunet.losses.hierarchical import Outputs
+from hssl_nnunet.losses.reconstruction import Reconstruction
+from hssl_nnunet.networks.heads import Embedding, Projector
+from hssl_nnunet.networks.projection import plan_projection, project
+from hssl_nnunet.networks.shared_weights import SharedWeights
+from hssl_nnunet.networks.topology import Topology
+from hssl_nnunet.plan_schema import CorpusBlock, LossPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Images of one domain, ready for the network.
+
+    Attributes:
+        domain: index of the domain.
+        views: `(V, B, 1, X, Y[, Z])` float32, what the encoder sees; hidden voxels of view 0 are 0.
+        target: `(B, 1, X, Y[, Z])` float32, view 0 whole and without intensity changes.
+        valid: `(V, B, 1, X, Y[, Z])` bool, False = padding.
+        hidden: `(B, 1, X, Y[, Z])` bool, True = hidden from the encoder in view 0.
+    """
+
+    domain: int
+    views: Tensor
+    target: Tensor
+    valid: Tensor
+    hidden: Tensor
+
+
+class DomainNetwork:
+    """A stock nnU-Net network without storage, run with tensors projected from the shared weights.
+
+    Not a module: its parameters are empty shells on the meta device, which no optimiser or checkpoint may see.
+    """
+
+    def __init__(self, topology: Topology, shapes: Mapping[str, Sequence[int]], *, decodes: bool, compiled: bool):
+        self.skeleton = topology.build(device="meta")
+        entries = plan_projection(shapes, self.skeleton, topology, segmentation=True)
+        self.entries = [e for e in entries if decodes or e.part == "encoder"]
+        self.decodes = decodes
+        self.call = torch.compile(self.run) if compiled else self.run
+
+    def run(self, parameters: dict[str, Tensor], views: Tensor, num_decoded: int) -> tuple[list[Tensor], Tensor | None]:
+        """Encode every view, decode the first `num_decoded` of the batch.
+
+        Args:
+            parameters: parameter name -> tensor, from `project`.
+            views: `(V * B, 1, X, Y[, Z])`.
+            num_decoded: B: view 0 alone is reconstructed.
+
+        Returns:
+            The encoder's features, level 0 first, and the reconstruction `(B, 1, X, Y[, Z])`, if there is one.
+        """
+        skips = functional_call(self.skeleton.encoder, _below("encoder.", parameters), (views,))
+        if not self.decodes:
+            return skips, None
+        first = [features[:num_decoded] for features in skips]
+        return skips, functional_call(self.skeleton.decoder, _below("decoder.", parameters), (first,))
+
+
+def _below(prefix: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
+
+
+class HSSLNetwork(nn.Module):
+    """Shared weights, embedding and heads; one forward for a whole step, so that DDP and compile see all of it."""
+
+    def __init__(self, corpus: CorpusBlock, *, compiled: bool = False):
+        """Build the network for a corpus.
+
+        Args:
+            corpus: the `hssl` block of the corpus' plans.
+            compiled: whether each domain's network is compiled.
+
+        Raises:
+            HSSLError: the domains' plans cannot share weights.
+        """
+        super().__init__()
+        plan, loss = corpus.pretraining, corpus.pretraining.loss
+        topologies = [Topology.from_architecture(d.architecture, d.dataset_name) for d in corpus.domains]
+        self.shared = SharedWeights(topologies)
+        shapes, decodes = self.shared.shapes(), loss.reconstruction > 0
+        self.domains = [DomainNetwork(t, shapes, decodes=decodes, compiled=compiled) for t in topologies]
+        features = max((t.features for t in topologies), key=len)
+        width = plan.embedding_width
+        self.embedding = Embedding(features, width, loss.pooling) if embeds(loss) else None
+        self.projector = Projector(width, plan.projection_width) if contrasts(loss) else None
+        self.task_head = nn.Linear(width, len(topologies)) if _classifies(loss.task, loss.task_loss) else None
+        levels = zip(*(d.groups for d in corpus.domains), strict=True) if _classifies(loss.group, loss.group_loss) else ()
+        self.group_heads = nn.ModuleList(nn.Linear(width, len(set(level))) for level in levels)
+
+    def forward(self, chunks: Sequence[Chunk]) -> Outputs:
+        """Run every chunk in its domain's topology.
+
+        Args:
+            chunks: this process' chunks of the step.
+
+        Returns:
+            What the loss needs; images in the order of the chunks.
+        """
+        tensors = self.shared.tensors()
+        projected = {d: project(tensors, self.domains[d].entries) for d in sorted({c.domain for c in chunks})}
+        embedded, reconstructions = [], []
+        for chunk in chunks:
+            flat = chunk.views.flatten(0, 1)
+            skips, prediction = self.domains[chunk.domain].call(projected[chunk.domain], flat, chunk.views.shape[1])
+            if self.embedding is not None:
+                h = self.embedding(skips, chunk.valid.flatten(0, 1))
+                embedded.append(h.unflatten(0, chunk.views.shape[:2]))
+            if prediction is not None:
+                reconstructions.append(Reconstruction(prediction, chunk.target, chunk.hidden, chunk.valid[0]))
+        return self._heads(torch.cat(embedded, dim=1) if embedded else None, tuple(reconstructions))
+
+    def _heads(self, h: Tensor | None, reconstructions: tuple[Reconstruction, ...]) -> Outputs:
+        if h is None:
+            return Outputs(None, None, (), reconstructions)
+        z = None if self.projector is None else self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+        task = None if self.task_head is None else self.task_head(h)
+        return Outputs(z, task, tuple(head(h) for head in self.group_heads), reconstructions)
+
+    @torch.no_grad()
+    def embed(self, domain: int, images: Tensor, valid: Tensor) -> Tensor:
+        """`h` of whole, unmasked crops of one domain, for probes.
+
+        Args:
+            domain: index of the domain.
+            images: `(B, 1, X, Y[, Z])`.
+            valid: the same shape, bool.
+
+        Returns:
+            `(B, embedding_width)`; the pooled features without the head when no term uses an embedding.
+        """
+        parameters = project(self.shared.tensors(), self.domains[domain].entries)
+        skips = functional_call(self.domains[domain].skeleton.encoder, _below("encoder.", parameters), (images,))
+        return self.embedding(skips, valid)  # type: ignore[misc, no-any-return]
+
+
+def embeds(loss: LossPlan) -> bool:
+    """Whether any term works on the embedding `h`."""
+    return loss.image > 0 or loss.task > 0 or loss.group > 0
+
+
+def contrasts(loss: LossPlan) -> bool:
+    """Whether any term works on the projection `z`."""
+    task, group = loss.task > 0 and loss.task_loss == "contrast", loss.group > 0 and loss.group_loss == "contrast"
+    return loss.image > 0 or task or group
+
+
+def _classifies(weight: float, form: str) -> bool:
+    return weight > 0 and form == "classification"

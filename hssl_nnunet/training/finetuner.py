@@ -1,0 +1,174 @@
+"""Fine-tuning of one target: nnU-Net's own training, with another start, schedule and precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.networks.topology import Topology
+from hssl_nnunet.plan_schema import target_block
+from hssl_nnunet.training import precision
+from hssl_nnunet.training.schedule import EpochSchedule, build_optimizer, finetuning_multipliers
+from hssl_nnunet.transfer.report import TransferReport
+from hssl_nnunet.transfer.seeding import load_into
+from hssl_nnunet.transfer.weights_file import file_sha256, load_weights
+
+HEAD_SCALE = {"zero": 0.0, "small": 0.1, "stock": 1.0}
+
+
+class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
+    """Fine-tunes the stock network of the plans from pretrained weights.
+
+    Batch size, deep supervision, augmentation and data stay nnU-Net's; start, schedule, optimiser and precision are
+    plan values.
+
+    Attributes:
+        seeded: whether training starts from the weights file that the plans name.
+    """
+
+    seeded = True
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ):
+        """Take the hyper-parameters from the `hssl` block of the plans.
+
+        Raises:
+            HSSLError: the plans have no such block, or it is wrong.
+        """
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.block = target_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
+        self.plan = plan = self.block.finetuning
+        self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
+        self.num_iterations_per_epoch = plan.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = plan.num_val_iterations_per_epoch
+        self.initial_lr = plan.initial_lr if self.seeded else plan.scratch_lr
+        self.weight_decay = plan.weight_decay
+        self.grad_scaler = precision.grad_scaler(plan.precision, self.device)
+
+    # ---------------------------------------------------------------- start
+
+    def initialize(self) -> None:
+        """Build everything as nnU-Net does, from a seed that is logged, with kernels in the device's format."""
+        seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
+        torch.manual_seed(seed)
+        super().initialize()
+        if self.device.type == "cuda":  # nnU-Net's own autocast names no type, hence takes this one
+            torch.set_autocast_dtype("cuda", precision.compute_dtype(self.plan.precision, self.device))
+        network = self.stock_network()
+        network.to(memory_format=precision.memory_format(self.device, self._topology().dim))
+        self.print_to_log_file(f"seed {seed}, precision {precision.describe(self.device, self.plan.precision)}")
+
+    def on_train_start(self) -> None:
+        """Put the weights in place, unless the run is resumed."""
+        super().on_train_start()
+        if self.current_epoch == 0:
+            self.start_segmentation_layers()
+            if self.seeded:
+                self.load_pretrained()
+
+    @torch.no_grad()
+    def start_segmentation_layers(self) -> None:
+        """Scale the fresh segmentation layers by the plan's `head_init`.
+
+        At 0 every class starts with the same probability everywhere, so that the seed of these layers cannot let a
+        class die in the first steps.
+        """
+        for layer in self.stock_network().decoder.seg_layers:  # type: ignore[union-attr]
+            for parameter in layer.parameters():
+                parameter.mul_(HEAD_SCALE[self.plan.head_init])
+
+    def load_pretrained(self) -> None:
+        """Project the weights file onto the network, and keep the transfer report beside the checkpoints.
+
+        Raises:
+            HSSLError: the file is missing, or is not the one that the target was seeded with.
+        """
+        path, expected = Path(self.block.weights), self.block.weights_sha256
+        tensors, _ = load_weights(path)
+        if (found := file_sha256(path)) != expected:
+            raise HSSLError(
+                f"{path} has sha256 {found[:12]}..., the plans were seeded with {expected[:12]}... "
+                f"Run `hssl seed -d {self.plans_manager.dataset_name} -w {path}` again."
+            )
+        entries = load_into(self.stock_network(), tensors, self._topology())
+        report = TransferReport(
+            dataset=self.plans_manager.dataset_name,
+            configuration=self.configuration_name,
+            entries=tuple(entries),
+            notes=(),
+        )
+        if self.local_rank == 0:
+            write_json(Path(self.output_folder) / "transfer.json", report.to_json())
+        taken = sum(entry.status != "fresh" for entry in entries)
+        self.print_to_log_file(f"pretrained weights {path}, sha256 {expected}: {taken} of {len(entries)} tensors")
+
+    def stock_network(self) -> nn.Module:
+        """nnU-Net's network, without the wrappers of DDP and compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[no-any-return]
+
+    def _topology(self) -> Topology:
+        return Topology.from_architecture(self.configuration_manager.configuration["architecture"])
+
+    # ---------------------------------------------------------------- optimiser, loss, step
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        """Decoder and encoder as parameter groups; the decoder's, never frozen, comes first: nnU-Net logs that one."""
+        # compile has wrapped the network already, and nnU-Net's decoder holds the encoder once more
+        named = [(n.removeprefix("_orig_mod."), p) for n, p in self.network.named_parameters()]
+        groups = [[p for n, p in named if n.startswith("encoder.") == is_encoder] for is_encoder in (False, True)]
+        optimizer = build_optimizer(self.plan.optimizer, groups, self.initial_lr, self.weight_decay)
+        return optimizer, EpochSchedule(optimizer, finetuning_multipliers(self.plan))
+
+    def _build_loss(self) -> nn.Module:
+        return _InFullPrecision(super()._build_loss())
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step in the hardware's precision and memory format."""
+        batch["data"] = precision.formatted(batch["data"], self.device)
+        with precision.autocast(self.plan.precision, self.device):
+            return super().train_step(batch)  # type: ignore[no-any-return]
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step in the hardware's precision and memory format."""
+        batch["data"] = precision.formatted(batch["data"], self.device)
+        with precision.autocast(self.plan.precision, self.device):
+            return super().validation_step(batch)  # type: ignore[no-any-return]
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation in the hardware's precision."""
+        with precision.autocast(self.plan.precision, self.device):
+            super().perform_actual_validation(save_probabilities)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save nnU-Net's checkpoint, whole or not at all; its plans name the pretrained weights and their hash."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            with written_whole(filename) as temporary:
+                super().save_checkpoint(str(temporary))
+
+
+class _InFullPrecision(nn.Module):
+    """nnU-Net's loss on float32 logits: its sums over voxels would lose digits in bf16."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> Tensor:
+        outputs = [o.float() for o in output] if isinstance(output, (list, tuple)) else output.float()
+        device = outputs[0].device
+        with torch.autocast(device.type, enabled=False):
+            return self.loss(outputs, target)  # type: ignore[no-any-return]

@@ -1,0 +1,141 @@
+"""What a pretraining run shows of itself: curves, collapse, probes beside their floor, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hssl_nnunet.corpus.manifest import ImageRow
+from hssl_nnunet.data.crops import DomainGeometry, RawChunk, read_chunk
+from hssl_nnunet.data.sampling import ChunkPlan
+from hssl_nnunet.data.views import make_views
+from hssl_nnunet.networks.hssl_network import HSSLNetwork
+from hssl_nnunet.plan_schema import CorpusBlock, ViewPlan
+from hssl_nnunet.training import pictures, probes
+from hssl_nnunet.training.precision import autocast, formatted
+from hssl_nnunet.training.steps import ChunkPreparer
+
+IMAGES_PER_DOMAIN = 32  # of each of the two parts, training and held-out: bounds the time and memory of a probe
+PROBES = ("effective_rank", "domain_accuracy", "domain_floor", "group_accuracy", "group_floor")
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Features of one part (training or held-out images).
+
+    Attributes:
+        rows: the images.
+        embeddings: `(N, D)` pooled features `h` of one whole crop each.
+        floor: `(N, F)` intensity histogram and field of view, which need no learning.
+    """
+
+    rows: list[ImageRow]
+    embeddings: NDArray[np.float32]
+    floor: NDArray[np.float32]
+
+
+class Monitor:
+    """Probes and pictures of one run."""
+
+    def __init__(self, corpus: CorpusBlock, geometries: Sequence[DomainGeometry], root: Path, output_folder: Path):
+        """Remember where images and pictures lie.
+
+        Args:
+            corpus: the corpus.
+            geometries: crops of its domains.
+            root: nnU-Net's preprocessed folder.
+            output_folder: where pictures go.
+        """
+        self.corpus, self.geometries, self.root, self.output_folder = corpus, geometries, root, output_folder
+
+    @torch.no_grad()
+    def probe(self, model: HSSLNetwork, training: list[ImageRow], held_out: list[ImageRow]) -> dict[str, float]:
+        """Fit linear probes on training images, score them on held-out ones, and draw the embeddings.
+
+        Returns:
+            The values of `PROBES`: effective rank of the held-out embeddings, balanced accuracy of domain and finest
+            group, and the accuracy that the floor's features reach; nan where there are too few images.
+        """
+        model.eval()
+        fit, score = self._features(model, training), self._features(model, held_out or training)
+        self._draw_embeddings(score)
+        values = {"effective_rank": probes.effective_rank(score.embeddings)}
+        for name, label in (("domain", _domain), ("group", _group)):
+            labels = [label(r) for r in fit.rows], [label(r) for r in score.rows]
+            values[f"{name}_accuracy"] = probes.linear_probe_accuracy(fit.embeddings, labels[0], score.embeddings, labels[1])
+            values[f"{name}_floor"] = probes.linear_probe_accuracy(fit.floor, labels[0], score.floor, labels[1])
+        return values
+
+    def _features(self, model: HSSLNetwork, rows: list[ImageRow]) -> Probed:
+        chosen = _few_of_each_domain(rows)
+        plan, device = self.corpus.pretraining, next(model.parameters()).device
+        still = replace(plan.views, rotation_degree=0.0, scale=0.0, mirror=False, intensity=0.0)
+        embeddings, floors = [], []
+        for index, row in enumerate(chosen):
+            raw = self._one(row, chosen, index, still)
+            views = make_views(raw, self.geometries[row.domain], still, num_views=1)
+            image, valid = formatted(views.clean[0], device), views.valid[0].to(device)
+            with autocast(plan.precision, device):
+                embeddings.append(model.embed(row.domain, image, valid)[0].float().cpu().numpy())
+            floors.append(probes.floor_features(views.clean[0, 0], row.spacing_mm, _field_of_view_mm(row)))
+        return Probed(chosen, np.stack(embeddings), np.stack(floors))
+
+    def _one(self, row: ImageRow, rows: Sequence[ImageRow], index: int, views: ViewPlan) -> RawChunk:
+        return read_chunk(ChunkPlan(row.domain, (index,), index), rows, self.geometries[row.domain], views, self.root)
+
+    def _draw_embeddings(self, score: Probed) -> None:
+        names = [row.dataset_name for row in score.rows]
+        groups = [_group(row) for row in score.rows]
+        pictures.plot_embeddings(self.output_folder / "embeddings.png", probes.pca_2d(score.embeddings), names, groups)
+
+    @torch.no_grad()
+    def draw_reconstructions(self, model: HSSLNetwork, preparer: ChunkPreparer, batch: Sequence[RawChunk]) -> None:
+        """Draw target, what the encoder saw and the reconstruction of the first image of each chunk."""
+        chunks = [preparer.chunk(raw) for raw in batch]
+        plan = self.corpus.pretraining
+        with autocast(plan.precision, preparer.device):
+            outputs = model(chunks)
+        sheet = [
+            (
+                self.corpus.domains[chunk.domain].dataset_name,
+                chunk.target[0, 0].float().cpu().numpy(),
+                chunk.views[0, 0, 0].float().cpu().numpy(),
+                result.prediction[0, 0].float().cpu().numpy(),
+            )
+            for chunk, result in zip(chunks, outputs.reconstructions, strict=False)
+        ]
+        if sheet:
+            pictures.plot_reconstructions(self.output_folder / "reconstructions.png", sheet)
+
+
+def no_probe() -> dict[str, float]:
+    """The values of an epoch without a probe."""
+    return dict.fromkeys(PROBES, math.nan)
+
+
+def _domain(row: ImageRow) -> str:
+    return row.dataset_name
+
+
+def _group(row: ImageRow) -> str:
+    return row.groups[0]
+
+
+def _field_of_view_mm(row: ImageRow) -> list[float]:
+    return [size * spacing for size, spacing in zip(row.shape, row.spacing_mm, strict=True)]
+
+
+def _few_of_each_domain(rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """At most `IMAGES_PER_DOMAIN` of each domain, evenly spaced over its rows."""
+    chosen = []
+    for domain in sorted({row.domain for row in rows}):
+        there = [row for row in rows if row.domain == domain]
+        picks = np.linspace(0, len(there) - 1, min(len(there), IMAGES_PER_DOMAIN)).round().astype(int)
+        chosen += [there[i] for i in picks]
+    return chosen

@@ -1,0 +1,304 @@
+"""Pretraining inside nnU-Net's own training loop: the method, from batch to weights file."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from hssl_nnunet.corpus.manifest import ImageRow, read_manifest
+from hssl_nnunet.data.crops import DomainGeometry, RawChunk
+from hssl_nnunet.data.loader import ChunkLoader
+from hssl_nnunet.data.sampling import DomainSampler
+from hssl_nnunet.data.split import held_out_rows
+from hssl_nnunet.files import written_whole
+from hssl_nnunet.losses.hierarchical import hierarchical_loss
+from hssl_nnunet.networks.hssl_network import HSSLNetwork
+from hssl_nnunet.plan_schema import corpus_block
+from hssl_nnunet.training import precision
+from hssl_nnunet.training.distributed import mean_over_ranks, rank_and_world
+from hssl_nnunet.training.monitor import PROBES, Monitor, no_probe
+from hssl_nnunet.training.pictures import plot_curves
+from hssl_nnunet.training.schedule import EpochSchedule, build_optimizer, warmup_poly
+from hssl_nnunet.training.steps import ChunkPreparer
+from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, save_weights
+from hssl_nnunet.versions import versions
+
+WEIGHTS_NAME = "hssl.safetensors"
+LICENCE = "Derived from the corpus' images: state their licences before passing the weights on."
+CITATION = (
+    "Zheng et al., Hierarchical Self-Supervised Learning for Medical Image Segmentation Based on Multi-Domain Data "
+    "Aggregation, MICCAI 2021, arXiv:2107.04886; Isensee et al., nnU-Net, Nature Methods 2021"
+)
+
+
+class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
+    """Pretrains shared weights on the corpus whose plans it is given.
+
+    Every random draw (chunks, crops, views, masks) is a pure function of the plan's seed and the step's index, and the
+    learning rate one of the epoch, so that a checkpoint of nnU-Net's layout resumes the run exactly.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ):
+        """Take the hyper-parameters from the `hssl` block of the plans.
+
+        Raises:
+            HSSLError: the plans have no such block, or it is wrong.
+        """
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if device.type == "cpu":
+            self.device = device  # under DDP nnU-Net takes for granted that there is a GPU
+        self.corpus = corpus_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
+        self.plan = plan = self.corpus.pretraining
+        self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
+        self.num_iterations_per_epoch = plan.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = plan.num_val_iterations_per_epoch
+        self.initial_lr, self.weight_decay = plan.initial_lr, plan.weight_decay
+        self.enable_deep_supervision = False
+        self.grad_scaler = precision.grad_scaler(plan.precision, self.device)
+
+    # ---------------------------------------------------------------- network, optimiser, data
+
+    def initialize(self) -> None:
+        """Build network, optimiser and schedule from the plans."""
+        torch.manual_seed(self.plan.seed)  # every rank starts from the same weights
+        self.batch_size = self.plan.chunks_per_step * self.plan.images_per_chunk
+        self.model = HSSLNetwork(self.corpus, compiled=self._do_i_compile()).to(self.device)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        # ranks draw different domains, hence different parameters
+        self.network = DistributedDataParallel(self.model, find_unused_parameters=True) if self.is_ddp else self.model
+        self.dataset_class = nnUNetDatasetBlosc2
+        self.root = Path(self.preprocessed_dataset_folder_base)
+        self.rows = read_manifest(self.root / "manifest.csv")
+        self.geometries = [DomainGeometry.from_domain(d, self.plan.views) for d in self.corpus.domains]
+        self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device)
+        self.monitor = Monitor(self.corpus, self.geometries, self.root.parent, Path(self.output_folder))
+        self.was_initialized = True
+        self.print_to_log_file(f"precision {precision.describe(self.device, self.plan.precision)}")
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        """Optimiser over shared weights and heads; linear warm-up, then nnU-Net's polynomial decay."""
+        plan = self.plan
+        optimizer = build_optimizer(
+            plan.optimizer, [list(self.model.parameters())], plan.initial_lr, plan.weight_decay
+        )
+
+        def multiplier(epoch: int) -> float:
+            return warmup_poly(epoch, start=0, warmup=plan.warmup_epochs, end=plan.num_epochs)
+
+        return optimizer, EpochSchedule(optimizer, [multiplier])
+
+    def get_dataloaders(self) -> tuple[ChunkLoader, ChunkLoader]:
+        """Loaders of raw chunks of the training and of the held-out images; they continue at the current epoch."""
+        held_out = held_out_rows(self.rows, self.plan.held_out_fraction, self.plan.seed)
+        training = [row for row in range(len(self.rows)) if row not in held_out]
+        self.print_to_log_file(f"{len(training)} images to train on, {len(held_out)} held out")
+        first = self.current_epoch
+        return (
+            self._loader(training, self.plan.seed, first * self.num_iterations_per_epoch),
+            self._loader(sorted(held_out) or training, self.plan.seed + 1, first * self.num_val_iterations_per_epoch),
+        )
+
+    def _loader(self, rows: list[int], seed: int, first_step: int) -> ChunkLoader:
+        plan, chosen = self.plan, [self.rows[row] for row in rows]
+        sampler = DomainSampler(
+            [row.domain for row in chosen],
+            alpha=plan.alpha,
+            chunks_per_step=plan.chunks_per_step,
+            images_per_chunk=plan.images_per_chunk,
+            seed=seed,
+        )
+        rank, world = rank_and_world()
+        return ChunkLoader(
+            sampler,
+            chosen,
+            self.geometries,
+            plan.views,
+            self.root.parent,
+            rank=rank,
+            world_size=world,
+            num_workers=plan.num_workers,
+            first_step=first_step,
+        )
+
+    # ---------------------------------------------------------------- the step
+
+    def train_step(self, batch: list[RawChunk]) -> dict[str, float]:
+        """One step of the optimiser over this process' chunks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.terms(batch)
+        if self.grad_scaler is None:
+            terms["total"].backward()
+        else:
+            self.grad_scaler.scale(terms["total"]).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        return {name: value.item() for name, value in terms.items()}
+
+    def terms(self, batch: list[RawChunk]) -> dict[str, Tensor]:
+        """The loss' terms and their weighted total."""
+        with torch.no_grad():
+            chunks = [self.preparer.chunk(raw) for raw in batch]
+        with precision.autocast(self.plan.precision, self.device):
+            outputs = self.network(chunks)
+        return hierarchical_loss(outputs, self.preparer.labels(batch), self.plan.loss)
+
+    def validation_step(self, batch: list[RawChunk]) -> dict[str, float]:
+        """The loss' terms on held-out images."""
+        return {name: value.item() for name, value in self.terms(batch).items()}
+
+    # ---------------------------------------------------------------- nnU-Net's loop
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Pretraining has none."""
+
+    def plot_network_architecture(self) -> None:
+        """The corpus has one architecture for each domain; nnU-Net plots them when it trains them."""
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
+        """Log the mean of each term."""
+        self._log_terms("train", train_outputs)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, float]]) -> None:
+        """Log the mean of each term, and run the probes when they are due."""
+        self._log_terms("val", val_outputs)
+        last = self.current_epoch + 1 == self.num_epochs
+        due = last or (self.current_epoch + 1) % self.plan.probe_every == 0
+        if self.local_rank == 0:
+            self._log(self._probe() if due else no_probe())
+
+    def _log_terms(self, part: str, outputs: list[dict[str, float]]) -> None:
+        means = {name: float(np.mean([o[name] for o in outputs])) for name in outputs[0]}
+        means[f"{part}_losses"] = means.pop("total")
+        named = {k if k == f"{part}_losses" else f"{part}_{k}": v for k, v in means.items()}
+        self._log(mean_over_ranks(named, self.device))
+
+    def _log(self, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self.logger.local_logger.my_fantastic_logging.setdefault(key, [])  # nnU-Net knows its own keys only
+            self.logger.log(key, value, self.current_epoch)
+
+    def _probe(self) -> dict[str, float]:
+        held_out = held_out_rows(self.rows, self.plan.held_out_fraction, self.plan.seed)
+        parts: tuple[list[ImageRow], list[ImageRow]] = ([], [])
+        for index, row in enumerate(self.rows):
+            parts[index in held_out].append(row)
+        if self.plan.loss.reconstruction > 0:
+            self.monitor.draw_reconstructions(self.model, self.preparer, next(self.dataloader_val))
+        return self.monitor.probe(self.model, *parts) if self.model.embedding is not None else no_probe()
+
+    def on_epoch_end(self) -> None:
+        """Print, draw and save; the best checkpoint is the one of the lowest held-out loss."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        self._report_epoch()
+        if self._best_ema is None or self.logger.get_value("val_losses", -1) < self._best_ema:
+            self._best_ema = self.logger.get_value("val_losses", -1)
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 < self.num_epochs:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        self.current_epoch += 1
+
+    def _report_epoch(self) -> None:
+        if self.local_rank != 0:
+            return
+        log = self.logger.local_logger.my_fantastic_logging
+        for key in sorted(k for k in log if k.startswith(("train_", "val_")) or k in PROBES):
+            if log[key] and not np.isnan(log[key][-1]):
+                self.print_to_log_file(f"{key} {log[key][-1]:.4f}")
+        seconds = log["epoch_end_timestamps"][-1] - log["epoch_start_timestamps"][-1]
+        self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
+        curves = {k: v for k, v in log.items() if v and not k.startswith("epoch_") and not isinstance(v[0], list)}
+        plot_curves(Path(self.output_folder) / "progress.png", curves)
+
+    def on_train_end(self) -> None:
+        """Save the last checkpoint and the weights file."""
+        super().on_train_end()
+        for loader in (self.dataloader_train, self.dataloader_val):
+            loader.close()
+        if self.local_rank == 0:
+            self.save_weights(Path(self.output_folder) / WEIGHTS_NAME)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Nothing is segmented in pretraining; nnU-Net calls this after training."""
+        self.print_to_log_file(f"Next: hssl seed -d TARGET -w {Path(self.output_folder) / WEIGHTS_NAME}")
+
+    # ---------------------------------------------------------------- files
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save nnU-Net's checkpoint, whole or not at all."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        network, self.network = self.network, self.model
+        try:
+            with written_whole(filename) as temporary:
+                self.is_ddp, was_ddp = False, self.is_ddp  # nnU-Net would look for network.module
+                super().save_checkpoint(str(temporary))
+                self.is_ddp = was_ddp
+        finally:
+            self.network = network
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Resume: weights, optimiser, scaler, log and epoch; data and learning rate follow from the epoch."""
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = load_checkpoint(filename_or_checkpoint)
+        self.model.load_state_dict(checkpoint["network_weights"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self.current_epoch, self._best_ema = checkpoint["current_epoch"], checkpoint["_best_ema"]
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights file: shared weights, heads, and where they come from."""
+        heads = {n: p for n, p in self.model.state_dict().items() if not n.startswith("shared.")}
+        save_weights(path, self.model.shared.tensors(), heads, self.metadata())
+        self.print_to_log_file(f"Wrote {path}")
+
+    def metadata(self) -> WeightsMetadata:
+        """What the weights file says about itself."""
+        log = self.logger.local_logger.my_fantastic_logging
+        return WeightsMetadata(
+            family=self.model.shared.family,
+            dim=len(self.corpus.domains[0].patch_size),
+            domains=self.corpus.domains,
+            pretraining=self.plan,
+            images=tuple(
+                SeenImage(
+                    dataset_name=r.dataset_name,
+                    case=r.case,
+                    channel=r.channel,
+                    patient=r.patient,
+                    content_hash=r.content_hash,
+                )
+                for r in self.rows
+            ),
+            curves={k: [float(x) for x in v] for k, v in log.items() if v and not isinstance(v[0], list)},
+            versions=versions(),
+            seed=self.plan.seed,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            licence=LICENCE,
+            citation=CITATION,
+            epochs_done=self.current_epoch,
+        )

@@ -1,0 +1,117 @@
+"""What the embeddings hold: their effective rank, the labels a linear classifier reads from them, and its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+MAX_FOLDS = 5
+HISTOGRAM_EDGES = np.linspace(-4, 4, 33)
+"""In units of nnU-Net's normalised intensities; values outside fall into the first or last bin."""
+
+
+def effective_rank(h: Tensor | NDArray[Any]) -> float:
+    """Effective rank: exp of the entropy of the normalised singular values of the centred embeddings.
+
+    `exp(-sum_k p_k log p_k)`, `p_k = s_k / sum s`; between 1 (a line) and min(N - 1, D) (a round cloud).
+
+    Source: Roy & Vetterli 2007, The effective rank, eq. 1-3; centred here, so that an offset common to all images does
+    not count as a direction.
+
+    Args:
+        h: (N, D) embeddings.
+
+    Returns:
+        The rank; 0 when all embeddings are the same but for rounding (complete collapse), nan for N = 0 or non-finite.
+    """
+    rows = _array(h)
+    if not rows.size or not np.isfinite(rows).all():
+        return nan
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+    values = values[values > np.finfo(np.float32).eps * np.linalg.norm(rows)]
+    p = values / values.sum()
+    return float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
+
+
+def linear_probe_accuracy(
+    features: Tensor | NDArray[Any], labels: Sequence[object], patients: Sequence[object]
+) -> float:
+    """Balanced accuracy of a logistic regression on standardised features, cross-validated by patient.
+
+    All images of a patient are held out together; at most `MAX_FOLDS` folds, fewer when a class has fewer patients.
+
+    Args:
+        features: (N, D).
+        labels: N labels. Images of a label that has a single patient cannot be held out and are left out.
+        patients: N identities, the same in all domains for the same person.
+
+    Returns:
+        Mean recall over the labels, chance is 1 / number of labels; nan when fewer than two labels are left, or the
+        patients cannot be split so that every fold trains on two labels, or a feature is not finite.
+    """
+    x = _array(features)
+    _, y = np.unique([str(label) for label in labels], return_inverse=True)
+    _, patient = np.unique([str(p) for p in patients], return_inverse=True)
+    patients_of = {label: len(set(patient[y == label])) for label in set(y.tolist())}
+    kept = np.isin(y, [label for label, count in patients_of.items() if count > 1])
+    x, y, patient = x[kept], y[kept], patient[kept]
+    if len(set(y.tolist())) < 2 or not np.isfinite(x).all():
+        return nan
+    folds = StratifiedGroupKFold(min(MAX_FOLDS, *(c for c in patients_of.values() if c > 1)))
+    predicted = np.empty_like(y)
+    for train, test in folds.split(x, y, patient):
+        if len(set(y[train].tolist())) < 2:
+            return nan
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight="balanced"))
+        predicted[test] = probe.fit(x[train], y[train]).predict(x[test])
+    return float(balanced_accuracy_score(y, predicted))
+
+
+def floor_features(
+    image: Tensor | NDArray[Any], spacing_mm: Sequence[float], field_of_view_mm: Sequence[float]
+) -> Floats:
+    """What tells a domain without any look at anatomy: intensity histogram, voxel size and field of view.
+
+    The probe on these features is the floor under the probe on the embeddings: only what lies above it was learned.
+
+    Args:
+        image: (1, X, Y[, Z]), normalised as nnU-Net does; not-finite voxels do not count.
+        spacing_mm: mm per voxel, one entry an axis.
+        field_of_view_mm: extent of the whole image in mm, one entry an axis.
+
+    Returns:
+        (32 + 2 * axes,) shares of the voxels per bin, then log spacing, then log field of view.
+    """
+    voxels = _array(image)
+    voxels = voxels[np.isfinite(voxels)]
+    counts, _ = np.histogram(voxels.clip(HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1]), HISTOGRAM_EDGES)
+    return np.concatenate([counts / max(voxels.size, 1), np.log(spacing_mm), np.log(field_of_view_mm)])
+
+
+def pca_2d(h: Tensor | NDArray[Any]) -> Floats:
+    """Scores (N, 2) of the embeddings (N, D) on their first two principal axes, by decreasing variance.
+
+    The sign of an axis is such that its largest loading is positive: pictures of one run do not flip between epochs.
+    Axes that do not exist (N < 3 or D < 2) are 0.
+    """
+    rows = _array(h)
+    _, _, axes = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    axes = axes[:2]
+    axes *= np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    scores = (rows - rows.mean(0)) @ axes.T
+    return np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
+
+
+def _array(x: Tensor | NDArray[Any]) -> Floats:
+    return np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)

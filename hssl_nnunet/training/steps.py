@@ -1,0 +1,76 @@
+"""From raw chunks to the network's input: views, hidden blocks, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hssl_nnunet.data.crops import DomainGeometry, RawChunk
+from hssl_nnunet.data.masking import block_mask
+from hssl_nnunet.data.views import make_views
+from hssl_nnunet.losses.hierarchical import Labels
+from hssl_nnunet.networks.hssl_network import Chunk, embeds
+from hssl_nnunet.plan_schema import DomainPlan, PretrainingPlan
+from hssl_nnunet.training.precision import memory_format
+
+
+class ChunkPreparer:
+    """Makes the network's input out of raw chunks, on the device."""
+
+    def __init__(
+        self,
+        domains: Sequence[DomainPlan],
+        geometries: Sequence[DomainGeometry],
+        plan: PretrainingPlan,
+        device: torch.device,
+    ):
+        """Keep what does not change between steps.
+
+        Args:
+            domains: the corpus' domains.
+            geometries: their crops, in the same order.
+            plan: the pretraining plan.
+            device: where views are made.
+        """
+        self.geometries, self.plan, self.device = geometries, plan, device
+        self.groups = group_indices(domains)
+
+    def chunk(self, raw: RawChunk) -> Chunk:
+        """Draw views and hide blocks of the first one; all randomness comes from `raw.seed`."""
+        plan, geometry = self.plan, self.geometries[raw.domain]
+        # reconstruction alone needs no second view
+        views = make_views(raw.to(self.device), geometry, plan.views, num_views=2 if embeds(plan.loss) else 1)
+        hidden = self._hidden(views.valid[0], geometry, raw.seed)
+        seen = views.augmented.clone()
+        seen[0] = seen[0].masked_fill(hidden, 0.0)
+        layout = memory_format(self.device, seen.ndim - 3)
+        seen = seen.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, seen.shape[:2])
+        return Chunk(raw.domain, seen, views.clean[0], views.valid, hidden)
+
+    def _hidden(self, valid: Tensor, geometry: DomainGeometry, seed: int) -> Tensor:
+        loss = self.plan.loss
+        if loss.reconstruction == 0 or loss.mask_ratio == 0:
+            return torch.zeros_like(valid)
+        generator = torch.Generator().manual_seed(seed + 1)  # + 1: not the stream of the views
+        shape = tuple(valid.shape)
+        return block_mask(shape, geometry.spacing, loss.mask_ratio, loss.mask_block_voxel, generator, self.device)
+
+    def labels(self, raw: Sequence[RawChunk]) -> Labels:
+        """Identity, domain and groups of a step's images, in the order of the chunks.
+
+        An image that is drawn twice in a step, because its domain has few, keeps one identity; its views are then
+        never each other's negatives.
+        """
+        image = torch.tensor([row for chunk in raw for row in chunk.rows])
+        task = torch.tensor([chunk.domain for chunk in raw for _ in chunk.rows])
+        return Labels(image.to(self.device), task.to(self.device), self.groups[:, task].to(self.device))
+
+
+def group_indices(domains: Sequence[DomainPlan]) -> Tensor:
+    """Index of each domain's group at each level of the hierarchy: `(L, number of domains)` int64."""
+    levels = list(zip(*(d.groups for d in domains), strict=True))
+    names = [sorted(set(level)) for level in levels]
+    rows = [[known.index(group) for group in level] for level, known in zip(levels, names, strict=True)]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(levels), len(domains))

@@ -1,0 +1,198 @@
+"""A fine-tuned model as a folder or zip that stock nnU-Net predicts with, on a machine without this package."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json, write_json, written_whole
+from hssl_nnunet.paths import dataset_name, results_dir
+from hssl_nnunet.transfer.seeding import target_network
+
+STOCK_TRAINER = "nnUNetTrainer"
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+MODEL_FILES = ("dataset.json", "dataset_fingerprint.json")
+EXTRAS = ("progress.png", "validation/summary.json")  # of a fold; as nnU-Net's own export takes them
+POSTPROCESSING = "crossval_results_folds_*"
+
+# The types that nnU-Net's and our checkpoints hold beside tensors: numpy numbers in the log, arrays in random states.
+_DTYPES = ("float64", "float32", "int64", "int32", "uint32", "uint64", "bool")
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_ARRAY = np.zeros(0).__reduce__()[0]
+CHECKPOINT_TYPES: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in _DTYPES),
+    # numpy 2 renamed the module; a checkpoint may have been written under either
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_NUMPY_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]
+
+
+def export_model(
+    dataset: str | int,
+    configuration: str,
+    plans_name: str,
+    trainer: str,
+    folds: Sequence[int | str] | None,
+    output: str | Path,
+    checkpoint: str = FINAL_CHECKPOINT,
+) -> Path:
+    """Write `<Dataset>/nnUNetTrainer__<plans>__<configuration>/` into a folder, or as a zip.
+
+    The zip suits `nnUNetv2_install_pretrained_model_from_zip`, the folder `nnUNetv2_predict_from_modelfolder`; with
+    `nnUNet_results` set to `output`, `nnUNetv2_predict -tr nnUNetTrainer` finds it as well.
+
+    Args:
+        dataset: dataset name or id.
+        configuration: nnU-Net's configuration.
+        plans_name: plans the model was trained with.
+        trainer: trainer class the model was trained with.
+        folds: folds to export; None = all that hold the checkpoint.
+        output: folder to write into, or a file name that ends in `.zip`.
+        checkpoint: file name of the checkpoint in each fold; keeps its name.
+
+    Returns:
+        The zip, or the model folder inside `output`.
+
+    Raises:
+        HSSLError: model, fold or checkpoint missing; a pretraining run; a network that stock nnU-Net does not build;
+            something is there already.
+    """
+    name, output = dataset_name(dataset), Path(output)
+    source = _model_folder(name, trainer, plans_name, configuration)
+    plans = _finetuned_plans(source)
+    relative = Path(name) / f"{STOCK_TRAINER}__{plans_name}__{configuration}"
+    as_zip = output.suffix == ".zip"
+    result = output if as_zip else output / relative
+    if result.exists():
+        raise HSSLError(f"{result} exists already. Remove it, or name another output with `-o`.")
+    chosen = _folds_with(source, folds, checkpoint)
+    parent = output.parent if as_zip else output
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".hssl_export_") as temporary:
+        model = Path(temporary) / relative
+        _build(source, model, plans, chosen, checkpoint)
+        if as_zip:
+            _zip(Path(temporary), output)
+        else:
+            result.parent.mkdir(parents=True, exist_ok=True)
+            model.rename(result)
+    return result
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read an nnU-Net checkpoint on the CPU without unpickling arbitrary objects.
+
+    Raises:
+        HSSLError: the file is damaged, or holds a type that no nnU-Net checkpoint needs.
+    """
+    try:
+        with torch.serialization.safe_globals(CHECKPOINT_TYPES):
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        raise HSSLError(f"{path} is damaged or no nnU-Net checkpoint: {error}. Restore it, or train again.") from None
+    return content
+
+
+def _model_folder(dataset: str, trainer: str, plans_name: str, configuration: str) -> Path:
+    base = results_dir() / dataset
+    folder = base / f"{trainer}__{plans_name}__{configuration}"
+    if not folder.is_dir():
+        raise HSSLError(
+            f"No model {folder}. There: {_listed(base.glob('*__*__*'))}. Choose one with `-tr`, `-p` and `-c`, or run "
+            f"`hssl finetune {dataset} {configuration} 0`."
+        )
+    return folder
+
+
+def _finetuned_plans(source: Path) -> dict[str, Any]:
+    """The model's plans; of the weights' path only the file name, for the folders are this machine's own."""
+    plans: dict[str, Any] = read_json(source / "plans.json", "Train the model again.")
+    block = plans.get("hssl", {})
+    if block.get("role") == "corpus":
+        raise HSSLError(
+            f"{source} is a pretraining run, which segments nothing. Seed a target with its `hssl.safetensors` "
+            "(`hssl seed -d ... -w ...`), run `hssl finetune`, and export that."
+        )
+    if "weights" not in block:
+        return plans
+    return {**plans, "hssl": {**block, "weights": Path(block["weights"]).name}}
+
+
+def _folds_with(source: Path, folds: Sequence[int | str] | None, checkpoint: str) -> list[Path]:
+    there = sorted(p.parent for p in source.glob(f"fold_*/{checkpoint}"))
+    chosen = there if folds is None else [source / f"fold_{fold}" for fold in folds]
+    missing = [folder.name for folder in chosen if folder not in there]
+    if missing or not chosen:
+        raise HSSLError(
+            f"{source} has no {checkpoint} in {', '.join(missing) or 'any fold'}. "
+            f"There: {_listed(source.glob('fold_*/checkpoint_*.pth'), source)}. Choose with `-f` and `-chk`, or train "
+            "the fold to its end."
+        )
+    return chosen
+
+
+def _listed(paths: Any, base: Path | None = None) -> str:
+    return ", ".join(sorted(str(p.relative_to(base)) if base else p.name for p in paths)) or "nothing"
+
+
+def _build(source: Path, model: Path, plans: dict[str, Any], folds: list[Path], checkpoint: str) -> None:
+    write_json(model / "plans.json", plans)
+    for name in MODEL_FILES:
+        _copy_if_there(source / name, model / name)
+    for path in source.glob(f"{POSTPROCESSING}/*.*"):
+        _copy_if_there(path, model / path.relative_to(source))
+    for fold in folds:
+        content = _stock_checkpoint(fold / checkpoint, plans)
+        with written_whole(model / fold.name / checkpoint) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+        for name in EXTRAS:
+            _copy_if_there(fold / name, model / fold.name / name)
+
+
+def _copy_if_there(source: Path, target: Path) -> None:
+    if source.is_file():
+        with written_whole(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def _stock_checkpoint(path: Path, plans: dict[str, Any]) -> dict[str, Any]:
+    """What prediction needs of a checkpoint: no optimiser, no log, no random states."""
+    content = load_checkpoint(path)
+    init_args = {**content["init_args"], "plans": plans}
+    _check_stock_network(content["network_weights"], init_args, path)
+    return {
+        "network_weights": content["network_weights"],
+        "init_args": init_args,
+        "trainer_name": STOCK_TRAINER,
+        "inference_allowed_mirroring_axes": content.get("inference_allowed_mirroring_axes"),
+    }
+
+
+def _check_stock_network(weights: dict[str, torch.Tensor], init_args: dict[str, Any], path: Path) -> None:
+    plans, dataset_json, configuration = (init_args[key] for key in ("plans", "dataset_json", "configuration"))
+    network, _ = target_network(plans, dataset_json, configuration, str(path), device="meta")
+    stock = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    differing = stock.items() ^ {name: tuple(tensor.shape) for name, tensor in weights.items()}.items()
+    if differing:
+        first = min(name for name, _ in differing)
+        raise HSSLError(
+            f"The network in {path} is not the one its plans build (first difference at {first}), hence stock nnU-Net "
+            "cannot predict with it. Export models of nnUNetTrainerHSSLFinetune or nnUNetTrainerHSSLScratch."
+        )
+
+
+def _zip(folder: Path, output: Path) -> None:
+    with written_whole(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder))

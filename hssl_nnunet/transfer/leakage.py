@@ -1,0 +1,99 @@
+"""Which of a target's cases pretraining has already seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from hssl_nnunet.corpus.fingerprint import CACHE_FILE
+from hssl_nnunet.files import read_json
+from hssl_nnunet.transfer.weights_file import WeightsMetadata
+
+SHOWN = 10  # cases named in a warning
+CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
+
+
+def seen_cases(
+    metadata: WeightsMetadata,
+    dataset_name: str,
+    cases: Iterable[str],
+    hashes: Mapping[str, Collection[str]],
+) -> list[str]:
+    """Cases of a target that were among the images of a pretraining.
+
+    A case was seen if pretraining had the case of this name in this dataset, or an image of the same content under
+    whatever name.
+
+    Args:
+        metadata: what the weights were learned from.
+        dataset_name: nnU-Net's dataset name of the target.
+        cases: case identifiers of the target, for example those of a validation fold.
+        hashes: case -> content hashes of its channels; a case that is missing is compared by name only.
+
+    Returns:
+        The seen cases, sorted.
+    """
+    names = {image.case for image in metadata.images if image.dataset_name == dataset_name}
+    contents = {image.content_hash for image in metadata.images}
+    return sorted({case for case in cases if case in names or not contents.isdisjoint(hashes.get(case, ()))})
+
+
+def validation_cases(folder: Path) -> list[str]:
+    """Cases of a preprocessed dataset that may validate a model.
+
+    Args:
+        folder: `nnUNet_preprocessed/<Dataset>`.
+
+    Returns:
+        The validation cases of all folds of `splits_final.json`; before nnU-Net has written that file, every case with
+        a mask, for its cross-validation lets each validate once.
+    """
+    splits = folder / "splits_final.json"
+    if splits.is_file():
+        return sorted({case for fold in read_json(splits) for case in fold["val"]})
+    file_ending = read_json(folder / "dataset.json")["file_ending"]
+    return sorted(p.name.removesuffix(file_ending) for p in (folder / "gt_segmentations").glob(f"*{file_ending}"))
+
+
+def content_hashes(folder: Path) -> dict[str, list[str]]:
+    """Case -> content hashes of its channels, as `hssl corpus` has measured them; empty if it never has.
+
+    Args:
+        folder: `nnUNet_preprocessed/<Dataset>`.
+    """
+    if not (folder / CACHE_FILE).is_file():
+        return {}
+    file_ending = read_json(folder / "dataset.json")["file_ending"]
+    hashes: dict[str, list[str]] = {}
+    for file, entry in read_json(folder / CACHE_FILE, "Remove it.")["files"].items():
+        case = CHANNEL_SUFFIX.sub("", Path(file).name.removesuffix(file_ending))
+        hashes.setdefault(case, []).extend(channel["content_hash"] for channel in entry["channels"])
+    return hashes
+
+
+def leakage_notes(metadata: WeightsMetadata, dataset_name: str, folder: Path) -> list[str]:
+    """Warn of validation cases that pretraining has seen; empty when there are none.
+
+    Where not every case's content is known, a note says that only names were compared.
+
+    Args:
+        metadata: what the weights were learned from.
+        dataset_name: nnU-Net's dataset name of the target.
+        folder: `nnUNet_preprocessed/<Dataset>`.
+    """
+    cases, hashes = validation_cases(folder), content_hashes(folder)
+    seen = seen_cases(metadata, dataset_name, cases, hashes)
+    if not seen and set(cases) <= hashes.keys():
+        return []
+    if not seen:
+        return [
+            f"pretraining saw no validation case of {dataset_name} by name; copies under other names were not looked "
+            f"for, because the folder's {CACHE_FILE} (written by `hssl corpus`) does not hold all of them."
+        ]
+    shown = ", ".join(seen[:SHOWN]) + (f" and {len(seen) - SHOWN} more" if len(seen) > SHOWN else "")
+    return [
+        f"pretraining saw the images, never the masks, of {len(seen)} of {len(cases)} validation cases of "
+        f"{dataset_name}: {shown}. Scores on them are transductive; for a clean comparison leave them out with "
+        "`hssl corpus --exclude FILE` and pretrain again."
+    ]

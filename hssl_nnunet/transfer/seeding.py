@@ -1,0 +1,215 @@
+"""Put pretrained weights into a target: into its network, and into a plans file beside its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from hssl_nnunet.errors import HSSLError, unknown_name
+from hssl_nnunet.files import read_json, write_json, written_whole
+from hssl_nnunet.networks.projection import Entry, plan_projection, project
+from hssl_nnunet.networks.topology import Topology
+from hssl_nnunet.paths import dataset_name, preprocessed_dir
+from hssl_nnunet.plan_schema import (
+    DEFAULT_PLANS,
+    SEEDED_SUFFIX,
+    TargetBlock,
+    finetuning_plan,
+    preset_of_plans,
+)
+from hssl_nnunet.plan_schema import to_json as plan_to_json
+from hssl_nnunet.transfer.leakage import leakage_notes
+from hssl_nnunet.transfer.report import TransferReport
+from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Target:
+    """A target's preprocessed folder and what it plans."""
+
+    dataset: str
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+
+    @property
+    def plans_file(self) -> Path:
+        return self.folder / f"{self.plans['plans_name']}.json"
+
+
+def target_network(
+    plans: dict[str, Any],
+    dataset_json: dict[str, Any],
+    configuration: str,
+    source: str = "the plans",
+    device: str | torch.device = "cpu",
+) -> tuple[nn.Module, Topology]:
+    """The network that stock nnU-Net trains for a configuration, freshly initialised, and its topology.
+
+    Args:
+        plans: content of a plans file.
+        dataset_json: content of the target's `dataset.json`: image channels and labels.
+        configuration: nnU-Net's configuration.
+        source: where the plans come from, for errors.
+        device: `"meta"` gives a skeleton without storage.
+
+    Raises:
+        HSSLError: the plans name a network that shared weights are not defined for.
+    """
+    manager = PlansManager(plans)
+    resolved = manager.get_configuration(configuration)
+    topology = Topology.from_architecture(resolved.configuration["architecture"], source)
+    channels = determine_num_input_channels(manager, resolved, dataset_json)
+    classes = manager.get_label_manager(dataset_json).num_segmentation_heads
+    return topology.build(channels, classes, deep_supervision=True, device=device), topology
+
+
+def seeded_state(
+    tensors: Mapping[str, Tensor], network: nn.Module, topology: Topology
+) -> tuple[dict[str, Tensor], list[Entry]]:
+    """Project shared tensors onto a network.
+
+    Args:
+        tensors: role -> shared tensor, as `load_weights` returns them.
+        network: a stock network of this topology.
+        topology: the network's topology.
+
+    Returns:
+        Parameter name -> tensor for what is transferred, and one entry for every parameter of the network.
+    """
+    entries = plan_projection({role: tuple(t.shape) for role, t in tensors.items()}, network, topology)
+    return project(tensors, entries), entries
+
+
+@torch.no_grad()
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], topology: Topology) -> list[Entry]:
+    """Copy projected weights into a network, in place; what is fresh, as every segmentation layer, stays untouched.
+
+    nnU-Net registers a parameter under several names (`conv` and `all_modules.0`, `encoder` and `decoder.encoder`);
+    all of them see the copy, for they are one tensor.
+
+    Args:
+        network: a stock network, neither compiled nor wrapped; any device and dtype.
+        tensors: role -> shared tensor, as `load_weights` returns them.
+        topology: the network's topology.
+
+    Returns:
+        One entry for every parameter of the network.
+    """
+    state, entries = seeded_state(tensors, network, topology)
+    parameters = dict(network.named_parameters())
+    for name, tensor in state.items():
+        parameters[name].copy_(tensor)
+    return entries
+
+
+def seed_target(
+    dataset: str | int,
+    weights: str | Path,
+    plans_name: str = DEFAULT_PLANS,
+    configurations: Sequence[str] | None = ("3d_fullres",),
+    pth: str | Path | None = None,
+    finetuning_overrides: Mapping[str, Any] | None = None,
+) -> dict[str, TransferReport]:
+    """Report what a target takes from a weights file, and write `<plans_name>_HSSL.json` beside its plans.
+
+    The seeded plans differ from the target's own only in `plans_name` and the `hssl` block, hence use the same
+    preprocessed images. A seeded plans file that is there is replaced.
+
+    Args:
+        dataset: dataset name or id of the target.
+        weights: the weights file.
+        plans_name: plans of the target, as `hssl plan_and_preprocess` wrote them.
+        configurations: configurations to report on; None = all that train on images alone.
+        pth: a file to write for stock `nnUNetv2_train -pretrained_weights`; needs exactly one configuration.
+        finetuning_overrides: fine-tuning values that differ from the preset's.
+
+    Returns:
+        Configuration -> report.
+
+    Raises:
+        HSSLError: missing dataset, plans or configuration; weights of another network family; unreadable weights.
+    """
+    tensors, metadata = load_weights(weights)
+    target = _read_target(dataset, plans_name)
+    asked = _configurations(target, configurations)
+    if pth is not None and len(asked) != 1:
+        raise HSSLError(
+            f"A .pth file holds one network, got the configurations {', '.join(asked)}. Add `-c {asked[0]}`."
+        )
+    source = str(target.plans_file)
+    networks = {name: target_network(target.plans, target.dataset_json, name, source) for name in asked}
+    for _, topology in networks.values():
+        _check_family(metadata, topology, target)
+    notes = tuple(leakage_notes(metadata, target.dataset, target.folder))
+    reports = {
+        name: TransferReport(
+            dataset=target.dataset,
+            configuration=name,
+            entries=tuple(load_into(network, tensors, topology)),
+            notes=notes,
+        )
+        for name, (network, topology) in networks.items()
+    }
+    if pth is not None:
+        _write_pth(pth, networks[asked[0]][0])
+    _write_seeded_plans(target, Path(weights), dict(finetuning_overrides or {}))
+    return reports
+
+
+def _read_target(dataset: str | int, plans_name: str) -> _Target:
+    name = dataset_name(dataset)
+    folder = preprocessed_dir() / name
+    remedy = f"Run `hssl plan_and_preprocess -d {name}` first."
+    plans_file = folder / f"{plans_name.removesuffix(SEEDED_SUFFIX)}.json"
+    if folder.is_dir() and not plans_file.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "lans" in p.stem)) or "none"
+        remedy = f"Plans there: {there}. Name one with `-p`, or run `hssl plan_and_preprocess -d {name}`."
+    plans = read_json(plans_file, remedy)
+    dataset_json = read_json(folder / "dataset.json", remedy)
+    if len(dataset_json["labels"]) < 2:
+        raise HSSLError(f"{name} has no labels to segment ({folder / 'dataset.json'}). Seed a dataset that has masks.")
+    return _Target(dataset=name, folder=folder, plans=plans, dataset_json=dataset_json)
+
+
+def _configurations(target: _Target, asked: Sequence[str] | None) -> list[str]:
+    # a cascade's second stage also reads the first one's segmentation, which no pretraining has seen
+    planned = target.plans["configurations"]
+    usable = [name for name, content in planned.items() if not content.get("previous_stage")]
+    for name in asked or ():
+        if name not in usable:
+            raise unknown_name(f"configuration to seed in {target.plans_file}", name, usable)
+    return list(asked or usable)
+
+
+def _check_family(metadata: WeightsMetadata, topology: Topology, target: _Target) -> None:
+    if metadata.family != topology.family:
+        theirs = metadata.domains[0].plans_name
+        raise HSSLError(
+            f"The weights were pretrained with a {metadata.family}, {target.plans_file} plans a {topology.family}. "
+            f"Run `hssl plan_and_preprocess -d {target.dataset} --preset NAME` with the corpus' preset (the one that "
+            f"writes {theirs}), then `hssl seed -d {target.dataset} -p {theirs}`."
+        )
+
+
+def _write_pth(path: str | Path, network: nn.Module) -> None:
+    # through a file object, so that a full disk is an OSError and not an internal error of torch
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.save({"network_weights": network.state_dict()}, file)
+
+
+def _write_seeded_plans(target: _Target, weights: Path, overrides: dict[str, Any]) -> None:
+    block = TargetBlock(
+        weights=str(weights.resolve()),
+        weights_sha256=file_sha256(weights),
+        finetuning=finetuning_plan(preset_of_plans(target.plans), **overrides),
+    )
+    name = target.plans["plans_name"] + SEEDED_SUFFIX
+    write_json(target.folder / f"{name}.json", {**target.plans, "plans_name": name, "hssl": plan_to_json(block)})

@@ -1,0 +1,85 @@
+"""Pooling, embedding and projection against slow loops and invariances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hssl_nnunet.networks.heads import Embedding, Projector, pooled_statistics
+
+
+def features_and_valid(*shape: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn((2, 3, *shape), generator=generator, dtype=torch.float64)
+    return features, torch.rand((2, 1, *shape), generator=generator) > 0.4
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 5)])
+def test_statistics_of_the_valid_voxels(shape: tuple[int, ...]) -> None:
+    features, valid = features_and_valid(*shape)
+    pooled = pooled_statistics(features, valid, "mean_max_std")
+    assert pooled.shape == (2, 9)
+    for image in range(2):
+        for channel in range(3):
+            values = features[image, channel][valid[image, 0]]
+            expected = torch.stack([values.mean(), values.max(), (values.var(correction=0) + 1e-5).sqrt()])
+            torch.testing.assert_close(pooled[image, channel::3], expected)
+    torch.testing.assert_close(pooled_statistics(features, valid, "mean"), pooled[:, :3])
+
+
+def test_padding_has_no_say_and_gets_no_gradient() -> None:
+    features, valid = features_and_valid(3, 4, 5)
+    spoiled = features.masked_fill(~valid, 1e3).requires_grad_()
+    pooled = pooled_statistics(spoiled, valid, "mean_max_std")
+    torch.testing.assert_close(pooled, pooled_statistics(features, valid, "mean_max_std"))
+    (gradient,) = torch.autograd.grad(pooled.sum(), spoiled)
+    assert not gradient[(~valid).expand_as(gradient)].any()
+
+
+def test_image_without_a_valid_voxel_is_described_by_all() -> None:
+    features, valid = features_and_valid(3, 4, 5)
+    nothing, everything = torch.zeros_like(valid), torch.ones_like(valid)
+    torch.testing.assert_close(
+        pooled_statistics(features, nothing, "mean_max_std"), pooled_statistics(features, everything, "mean_max_std")
+    )
+
+
+def test_constant_map_has_a_finite_gradient() -> None:
+    features = torch.ones(1, 2, 3, 3, 3, requires_grad=True)
+    pooled_statistics(features, torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), "mean_max_std").sum().backward()
+    assert features.grad is not None and features.grad.isfinite().all()
+
+
+def skips(n_stages: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 4 * 2**i, 16 // 2**i, 16 // 2**i, 16 // 2**i, generator=generator) for i in range(n_stages)]
+
+
+def test_embedding_serves_every_depth_and_leaves_out_level_0() -> None:
+    torch.manual_seed(0)
+    embedding = Embedding((4, 8, 16, 32), 12, "mean_max_std")
+    valid = torch.ones(2, 1, 16, 16, 16, dtype=torch.bool)
+    deep = skips(4)
+    assert embedding(deep, valid).shape == embedding(deep[:2], valid).shape == (2, 12)
+    other_level_0 = [torch.zeros_like(deep[0]), *deep[1:]]
+    assert torch.equal(embedding(deep, valid), embedding(other_level_0, valid))
+    assert not torch.allclose(embedding(deep, valid), embedding(deep[:2], valid))
+
+
+def test_embedding_ignores_padding_at_every_level() -> None:
+    torch.manual_seed(0)
+    embedding = Embedding((4, 8, 16), 12, "mean_max_std")
+    valid = torch.ones(2, 1, 16, 16, 16, dtype=torch.bool)
+    valid[:, :, 8:] = False
+    clean, spoiled = skips(3), skips(3)
+    for level in spoiled:
+        level[:, :, level.shape[2] // 2 :] = 50.0
+    torch.testing.assert_close(embedding(clean, valid), embedding(spoiled, valid))
+
+
+def test_projection_lies_on_the_unit_sphere() -> None:
+    torch.manual_seed(0)
+    z = Projector(12, 5)(torch.randn(7, 12))
+    assert z.shape == (7, 5)
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(7))

@@ -1,0 +1,128 @@
+"""The pretraining network as a whole: what it builds for a plan, what comes out, and what it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fixture_topologies import NARROW, fixture, topology
+from reference_unet import reference_features
+
+from hssl_nnunet.losses.hierarchical import Labels, hierarchical_loss
+from hssl_nnunet.networks.hssl_network import Chunk, HSSLNetwork
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan
+
+TASKS = ("Task04_Hippocampus", "Task54_CineLV", "Task53_SarcomaPET")
+GROUPS = (("brain", "MR"), ("heart", "MR"), ("body", "PET"))
+
+
+def corpus_block(**loss: object) -> CorpusBlock:
+    """Three real topologies of 4, 7 and 4 stages, narrow; two levels of groups."""
+    domains = []
+    for task, groups in zip(TASKS, GROUPS, strict=True):
+        configuration = fixture(task)["planners"]["ExperimentPlanner"]["configurations"]["3d_fullres"]
+        entry = configuration["architecture"]
+        features = list(topology(task, narrow=NARROW).features)
+        domains.append(
+            DomainPlan(
+                dataset_name=task,
+                plans_name="nnUNetPlans",
+                data_identifier="nnUNetPlans_3d_fullres",
+                modality=groups[-1],
+                groups=groups,
+                num_images=4,
+                spacing=tuple(configuration["spacing"]),
+                patch_size=tuple(configuration["patch_size"]),
+                architecture={**entry, "arch_kwargs": {**entry["arch_kwargs"], "features_per_stage": features}},
+            )
+        )
+    plan = pretraining_plan(load_preset("default"), embedding_width=16, projection_width=8, loss=loss)
+    return CorpusBlock(domains=tuple(domains), pretraining=plan)
+
+
+def chunk(domain: int, images: int = 2) -> Chunk:
+    shape = [2 * stride for stride in topology(TASKS[domain]).total_stride]
+    generator = torch.Generator().manual_seed(domain)
+    views = torch.randn((2, images, 1, *shape), generator=generator)
+    hidden = torch.rand((images, 1, *shape), generator=generator) > 0.5
+    return Chunk(domain, views, views[0], torch.ones_like(views, dtype=torch.bool), hidden)
+
+
+def network(**loss: object) -> HSSLNetwork:
+    torch.manual_seed(0)
+    return HSSLNetwork(corpus_block(**loss))
+
+
+def test_a_step_over_all_domains_trains_every_parameter() -> None:
+    model = network()
+    chunks = [chunk(0), chunk(1), chunk(2)]
+    outputs = model(chunks)
+    assert outputs.z is not None and outputs.z.shape == (2, 6, 8)
+    assert outputs.task_logits is not None and outputs.task_logits.shape == (2, 6, 3)
+    assert [tuple(logits.shape) for logits in outputs.group_logits] == [(2, 6, 3), (2, 6, 2)]
+    assert [r.prediction.shape for r in outputs.reconstructions] == [c.target.shape for c in chunks]
+    task = torch.tensor([0, 0, 1, 1, 2, 2])
+    labels = Labels(torch.arange(6), task, torch.stack([task, torch.tensor([0, 0, 0, 0, 1, 1])]))
+    hierarchical_loss(outputs, labels, corpus_block().pretraining.loss)["total"].backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not [name for name, p in model.named_parameters() if p.ndim > 1 and not p.grad.any()]
+
+
+def test_an_image_answers_alike_in_whatever_company() -> None:
+    model = network()
+    first, second = chunk(0), chunk(1)
+    together, alone = model([second, first]), model([first])
+    torch.testing.assert_close(together.z[:, 2:], alone.z)
+    torch.testing.assert_close(together.reconstructions[1].prediction, alone.reconstructions[0].prediction)
+
+
+def test_view_0_is_reconstructed_by_the_reference_network() -> None:
+    model, part = network(), chunk(2)
+    of = topology(TASKS[2], narrow=NARROW)
+    tensors = model.shared.tensors()
+    top = reference_features(tensors, of, part.views[0])["decoder.0"]
+    weight, bias = tensors["decoder.0.segmentation.weight"], tensors["decoder.0.segmentation.bias"]
+    expected = torch.nn.functional.conv3d(top, weight, bias)
+    torch.testing.assert_close(model([part]).reconstructions[0].prediction, expected, atol=1e-5, rtol=0)
+
+
+def test_terms_of_weight_0_build_no_head() -> None:
+    only_reconstruction = network(image=0, task=0, group=0)
+    assert {name.split(".")[0] for name, _ in only_reconstruction.named_parameters()} == {"shared"}
+    outputs = only_reconstruction([chunk(0)])
+    assert outputs.z is None and outputs.task_logits is None and outputs.group_logits == ()
+    only_image = network(task=0, group=0, reconstruction=0)
+    names = {name.split(".")[0] for name, _ in only_image.named_parameters()}
+    assert names == {"shared", "embedding", "projector"}
+    assert only_image([chunk(0)]).reconstructions == ()
+
+
+@pytest.mark.parametrize("form", ["task_loss", "group_loss"])
+def test_contrast_needs_a_projection_instead_of_a_classifier(form: str) -> None:
+    model = network(image=0, reconstruction=0, **{form: "contrast"})
+    assert model.projector is not None
+    assert (model.task_head is None) == (form == "task_loss")
+    assert (len(model.group_heads) == 0) == (form == "group_loss")
+
+
+def test_checkpoint_holds_real_tensors_only() -> None:
+    model = network()
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_embed_is_the_embedding_of_the_forward() -> None:
+    model, part = network(), chunk(0)
+    h = model.embed(0, part.views[0], part.valid[0])
+    assert h.shape == (2, 16) and not h.requires_grad
+    torch.testing.assert_close(model.projector(h), model([part]).z[0])
+
+
+def test_corpus_of_other_widths_is_refused_before_training() -> None:
+    block = corpus_block()
+    wide = dict(block.domains[0].architecture)
+    wide["arch_kwargs"] = {**wide["arch_kwargs"], "features_per_stage": [8, 16, 32, 64]}
+    mixed = replace(block, domains=(replace(block.domains[0], architecture=wide), *block.domains[1:]))
+    with pytest.raises(RuntimeError, match="widths"):
+        HSSLNetwork(mixed)

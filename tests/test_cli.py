@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import hssl_nnunet
+from hssl_nnunet import cli, paths
+from hssl_nnunet.errors import HSSLError
+
+GROUP = typer.main.get_command(cli.app)
+COMMANDS = sorted(GROUP.commands)
+RUN = [sys.executable, "-c", "from hssl_nnunet.cli import main; main()"]
+
+
+def parsed(line: str) -> dict[str, object]:
+    """What a command receives for a command line, without running it."""
+    name, *args = shlex.split(line)
+    return GROUP.commands[name].make_context(name, args).params
+
+
+def failure(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(args)
+    return stopped.value.code, " ".join(capsys.readouterr().err.split())
+
+
+def test_the_commands_are_those_of_the_manual():
+    assert COMMANDS == sorted(
+        "convert_msd plan_and_preprocess corpus pretrain seed finetune export inspect doctor paths demo".split()
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_in_an_example_that_parses(name: str):
+    result = CliRunner().invoke(cli.app, [name, "--help"])
+    last = result.stdout.strip().splitlines()[-1].strip()
+    assert result.exit_code == 0
+    assert last.startswith("Example: ")
+    if name != "paths":
+        assert parsed(last.removeprefix("Example: hssl ")) is not None
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    code, _ = CliRunner().invoke(cli.app, ["--version"]).exit_code, None
+    assert code == 0
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == f"hssl_nnunet {hssl_nnunet.__version__}"
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("-d 4 51 55", "-d 4 -d 51 -d 55"),
+        ("-d 4", "-d 4"),
+        ("-d 4 -d 51 52 -o 900", "-d 4 -d 51 -d 52 -o 900"),
+        ("-o 900 -d 4 51", "-o 900 -d 4 -d 51"),
+        ("-d 4 51 -c 2d 3d_fullres -np 2", "-d 4 -d 51 -c 2d -c 3d_fullres -np 2"),
+        ("x y -o 1 2", "x y -o 1 2"),
+        ("-d", "-d"),
+        ("", ""),
+    ],
+)
+def test_repeated_flags(given: str, expected: str):
+    assert cli.with_repeated_flags(given.split(), {"-d", "-c"}) == expected.split()
+
+
+def test_several_datasets_after_one_flag():
+    params = parsed("plan_and_preprocess -d 4 Dataset051_Sarcoma 55 -c 2d 3d_fullres --preset cpu -np 3")
+    assert params["datasets"] == ["4", "Dataset051_Sarcoma", "55"]
+    assert params["configurations"] == ["2d", "3d_fullres"]
+    assert (params["preset"], params["num_processes"]) == ("cpu", 3)
+
+
+def test_a_command_for_one_dataset_refuses_two(capsys: pytest.CaptureFixture[str]):
+    code, said = failure(capsys, "seed", "-d", "4", "51", "-w", "hssl.safetensors")
+    assert code == 2
+    assert "51" in said
+
+
+def test_flags_are_spelled_as_nnunet_spells_them():
+    params = parsed("finetune 4 3d_fullres 0 -p nnUNetPlans_HSSL -device cpu --c -num_gpus 2 --scratch")
+    assert params == {
+        "dataset": "4",
+        "configuration": "3d_fullres",
+        "fold": "0",
+        "plans_name": "nnUNetPlans_HSSL",
+        "scratch": True,
+        "device": "cpu",
+        "continue_training": True,
+        "num_gpus": 2,
+    }
+    assert parsed("export -d 4 -o out -tr nnUNetTrainerHSSLScratch -f 0 1 all")["folds"] == ["0", "1", "all"]
+
+
+def test_a_users_mistake_is_one_message_and_exit_code_1(capsys: pytest.CaptureFixture[str], nnunet_folders):
+    code, said = failure(capsys, "pretrain", "900")
+    assert code == 1
+    assert said.startswith("Error: Dataset '900' was not found")
+    assert "Traceback" not in said
+
+
+def test_brackets_in_a_message_survive(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli, "app", raises(HSSLError("got shape [3, 4] in case[0]")))
+    assert failure(capsys) == (1, "Error: got shape [3, 4] in case[0]")
+
+
+def test_anything_unexpected_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli, "app", raises(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main([])
+
+
+def test_a_full_disk_is_said_to_be_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli, "app", raises(OSError(errno.ENOSPC, "No space left on device")))
+    code, said = failure(capsys)
+    assert code == 1
+    assert "The disk is full" in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a Linux device")
+def test_torchs_own_error_on_a_full_disk_is_recognised():
+    with pytest.raises(RuntimeError) as raised:
+        torch.save({"weights": torch.zeros(1_000_000)}, "/dev/full")
+    assert cli._disk_is_full(raised.value)
+    assert not cli._disk_is_full(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("before", ["", "/some/other trainers"])
+def test_the_export_line_appends_to_what_a_shell_holds(before: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    folder = tmp_path / "it's a $HOME"
+    monkeypatch.setattr(cli, "trainers_dir", lambda: folder)
+    script = f'nnUNet_extTrainer={shlex.quote(before)}; {cli.export_line()}; printf %s "$nnUNet_extTrainer"'
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split(os.pathsep) == [*filter(None, [before]), str(folder)]
+
+
+def test_paths_prints_only_the_line_for_the_shell():
+    done = subprocess.run([*RUN, "paths", "--export"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [cli.export_line()]
+    assert str(paths.trainers_dir()) in done.stdout
+
+
+def raises(error: BaseException):
+    def app(**_: object) -> None:
+        raise error
+
+    return app

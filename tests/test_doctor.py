@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hssl_nnunet import doctor
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_TRAINERS, trainers_dir
+
+
+@pytest.fixture(autouse=True)
+def set_folders(nnunet_folders):
+    """nnU-Net's folders exist, unless a test says otherwise."""
+
+
+def by_name() -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.checks()}
+
+
+def test_a_sound_machine_passes_and_every_other_line_has_a_remedy():
+    output = io.StringIO()
+    assert doctor.run_doctor(Console(file=output, width=500)) == 0
+    found = by_name()
+    assert not [c for c in found.values() if c.status == "failed"]
+    assert all(bool(c.remedy) == (c.status != "ok") for c in found.values())
+    assert {"torch", "nnunetv2", "cpu", ENV_RAW, "nnUNetTrainerHSSLPretrain"} <= found.keys()
+    assert all(c.remedy in output.getvalue() for c in found.values())
+
+
+def test_a_missing_folder_fails_with_the_command_that_makes_it(monkeypatch, unset, tmp_path: Path):
+    monkeypatch.setenv(ENV_RAW, str(tmp_path / "nowhere"))
+    unset(ENV_PREPROCESSED)
+    found = by_name()
+    assert (found[ENV_RAW].status, found[ENV_RAW].remedy) == ("failed", f"mkdir -p '{tmp_path / 'nowhere'}'")
+    assert found[ENV_PREPROCESSED].remedy.startswith(f"export {ENV_PREPROCESSED}=")
+    assert doctor.run_doctor(Console(file=io.StringIO())) == 1
+
+
+def test_a_broken_neighbour_in_the_trainer_folders_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "broken.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.setenv(ENV_TRAINERS, str(tmp_path))
+    check = by_name()["nnUNetTrainerHSSLPretrain"]
+    assert check.status == "failed"
+    assert "a_package_that_nobody_has" in check.found
+    assert str(tmp_path) in check.remedy
+
+
+def test_the_lookup_leaves_the_environment_as_it_was():
+    before = dict(os.environ)
+    list(doctor.trainer_lookup())
+    assert dict(os.environ) == before
+
+
+def test_the_shell_that_lists_our_trainers_is_told_apart(monkeypatch: pytest.MonkeyPatch):
+    assert doctor.shell_variable().status == "warning"
+    monkeypatch.setenv(ENV_TRAINERS, os.pathsep.join(["/elsewhere", str(trainers_dir())]))
+    assert doctor.shell_variable().status == "ok"
+
+
+def test_no_augmenting_processes_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert doctor.augmentation_workers().status == "warning"
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    assert doctor.augmentation_workers().status == "ok"
+
+
+def test_another_nnunet_or_a_missing_package_fails():
+    assert doctor.package("nnunetv2", "2.7.0").status == "failed"
+    assert doctor.package("nnunetv2", "2.8.1").status == "ok"
+    assert doctor.package("torch", "2.7.0").status == "ok"
+    assert doctor.package("torch", "not installed").remedy == "pip install torch"
+
+
+def test_little_room_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "LITTLE_DISK_BYTES", 1 << 62)
+    monkeypatch.setattr(doctor, "LITTLE_SHARED_MEMORY_BYTES", 1 << 62)
+    assert doctor.folder(ENV_RAW).status == "warning"
+    assert all(check.status == "warning" for check in doctor.shared_memory())

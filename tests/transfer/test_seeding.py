@@ -1,0 +1,217 @@
+"""Seeding writes plans that stock nnU-Net trains, weights that stock nnU-Net loads, and leaves nothing out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import tiny_target as tiny
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.networks.topology import Topology
+from hssl_nnunet.plan_schema import target_block
+from hssl_nnunet.transfer.seeding import load_into, seed_target, seeded_state
+
+
+def stock_network(family: str, configuration: str = "3d_fullres", channels: int = tiny.CHANNELS) -> nn.Module:
+    """The network as nnU-Net's own trainer builds it."""
+    architecture = tiny.plans(family)["configurations"][configuration]["architecture"]
+    return get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        channels,
+        3,
+        deep_supervision=True,
+    )
+
+
+def target_topology(family: str) -> Topology:
+    return Topology.from_architecture(tiny.plans(family)["configurations"]["3d_fullres"]["architecture"])
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return tiny.write_weights(tmp_path / "hssl.safetensors")
+
+
+@pytest.fixture
+def target(preprocessed: Path) -> Path:
+    return tiny.write_target(preprocessed)
+
+
+# ---- into a network
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_name_of_a_parameter_gets_the_copy(family: str) -> None:
+    network, tensors = stock_network(family), tiny.shared_tensors(family)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state, _ = seeded_state(tensors, network, target_topology(family))
+
+    entries = load_into(network, tensors, target_topology(family))
+
+    after = dict(network.named_parameters(remove_duplicate=False))
+    assert len(after) > len(entries)  # nnU-Net does register parameters twice
+    status = {entry.name: entry.status for entry in entries}
+    by_storage = {p.data_ptr(): name for name, p in network.named_parameters()}
+    for name, parameter in after.items():
+        first_name = by_storage[parameter.data_ptr()]
+        expected = before[name] if status[first_name] == "fresh" else state[first_name]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_segmentation_layers_are_never_touched(family: str) -> None:
+    network, tensors = stock_network(family, channels=1), tiny.shared_tensors(family)
+    tensors |= {"decoder.0.segmentation.weight": torch.zeros(3, 4, 1, 1, 1)}  # fits the target's layer
+    before = {n: p.clone() for n, p in network.named_parameters() if "seg_layers" in n}
+    load_into(network, tensors, target_topology(family))
+    assert before and all(torch.equal(network.get_parameter(name), p) for name, p in before.items())
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_flat_multi_channel_stem_sees_equal_channels_as_the_cubic_stem_sees_one(family: str) -> None:
+    tensors, network = tiny.shared_tensors(family), stock_network(family)
+    load_into(network, tensors, target_topology(family))
+    source = tiny.source_topology(family).build()
+    load_into(source, tensors, tiny.source_topology(family))
+    convs = [next(m for m in n.modules() if isinstance(m, nn.Conv3d)) for n in (network, source)]
+    assert [c.weight.shape[1:] for c in convs] == [(2, 1, 3, 3), (1, 3, 3, 3)]
+
+    constant_in_depth = torch.randn(1, 1, 1, 12, 12).expand(-1, -1, 7, -1, -1)
+    flat, cubic = convs[0](constant_in_depth.expand(-1, 2, -1, -1, -1)), convs[1](constant_in_depth)
+    torch.testing.assert_close(flat[:, :, 3], cubic[:, :, 3], rtol=1e-5, atol=1e-5)  # away from the padding
+
+
+# ---- into plans
+
+
+def test_seeded_plans_differ_only_in_name_and_block(target: Path, weights: Path) -> None:
+    seed_target("4", weights, tiny.PLANS[tiny.PLAIN])
+    path = target / "nnUNetCPUPlans_HSSL.json"
+    seeded = json.loads(path.read_text())
+    block = target_block(seeded, path)
+    assert Path(block.weights) == weights.resolve()
+    assert block.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert block.finetuning.num_epochs == 20  # the cpu preset's, found by the plans' name
+    assert seeded.pop("plans_name") == "nnUNetCPUPlans_HSSL" and seeded.pop("hssl")
+    own = json.loads((target / "nnUNetCPUPlans.json").read_text())
+    assert own.pop("plans_name") and seeded == own
+
+
+def test_a_relative_weights_path_is_stored_absolute(
+    target: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(weights.parent)
+    seed_target(4, weights.name, tiny.PLANS[tiny.PLAIN])
+    seeded = json.loads((target / "nnUNetCPUPlans_HSSL.json").read_text())
+    assert seeded["hssl"]["weights"] == str(weights.resolve())
+
+
+def test_finetuning_values_can_be_overridden(target: Path, weights: Path) -> None:
+    seed_target(4, weights, tiny.PLANS[tiny.PLAIN], finetuning_overrides={"num_epochs": 3})
+    seeded = json.loads((target / "nnUNetCPUPlans_HSSL.json").read_text())
+    assert seeded["hssl"]["finetuning"]["num_epochs"] == 3
+
+
+def test_seeding_from_seeded_plans_is_seeding_anew(target: Path, weights: Path) -> None:
+    seed_target(4, weights, "nnUNetCPUPlans")
+    first = (target / "nnUNetCPUPlans_HSSL.json").read_text()
+    seed_target(4, weights, "nnUNetCPUPlans_HSSL")
+    assert (target / "nnUNetCPUPlans_HSSL.json").read_text() == first
+    assert len(list(target.glob("*Plans*.json"))) == 2
+
+
+def test_all_configurations_without_the_cascade(target: Path, weights: Path) -> None:
+    reports = seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=None)
+    assert reports.keys() == {"2d", "3d_fullres"}
+    flat = reports["2d"]
+    assert {len(e.shape) for e in flat.entries if e.status == "adapted"} == {4}  # 3D kernels summed to 2D
+
+
+def test_overlap_with_pretraining_is_noted(target: Path, tmp_path: Path) -> None:
+    weights = tiny.write_weights(tmp_path / "w.safetensors", images=(tiny.seen("case_2", tiny.DATASET),))
+    report = seed_target(4, weights, tiny.PLANS[tiny.PLAIN])["3d_fullres"]
+    assert any("1 of 4 validation cases" in note and "case_2" in note for note in report.notes)
+
+
+# ---- into a .pth file
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_stock_nnunet_loads_the_pth_file(preprocessed: Path, tmp_path: Path, family: str) -> None:
+    tiny.write_target(preprocessed, family)
+    weights, pth = tiny.write_weights(tmp_path / "w.safetensors", family), tmp_path / "out" / "seeded.pth"
+    report = seed_target(4, weights, tiny.PLANS[family], pth=pth)["3d_fullres"]
+    network = stock_network(family)
+    heads = {n: p.clone() for n, p in network.named_parameters() if "seg_layers" in n}
+
+    load_pretrained_weights(network, str(pth))
+
+    state, _ = seeded_state(tiny.shared_tensors(family), network, target_topology(family))
+    transferred = [entry for entry in report.entries if entry.status != "fresh"]
+    assert {e.part for e in transferred} == {"encoder", "decoder"}
+    for entry in transferred:
+        torch.testing.assert_close(network.get_parameter(entry.name).detach(), state[entry.name], rtol=0, atol=0)
+    assert all(torch.equal(network.get_parameter(name), p) for name, p in heads.items())
+
+
+def test_pth_holds_cpu_tensors_and_nothing_else(target: Path, weights: Path, tmp_path: Path) -> None:
+    seed_target(4, weights, tiny.PLANS[tiny.PLAIN], pth=tmp_path / "seeded.pth")
+    content = torch.load(tmp_path / "seeded.pth", weights_only=True)
+    assert content.keys() == {"network_weights"}
+    assert {tensor.device.type for tensor in content["network_weights"].values()} == {"cpu"}
+    assert content["network_weights"].keys() == stock_network(tiny.PLAIN).state_dict().keys()
+
+
+# ---- mistakes; none leaves a file behind
+
+
+def test_weights_of_the_other_family(target: Path, tmp_path: Path) -> None:
+    weights = tiny.write_weights(tmp_path / "w.safetensors", tiny.RESIDUAL)
+    message = "pretrained with a ResidualEncoderUNet.*plans a PlainConvUNet.*hssl plan_and_preprocess"
+    with pytest.raises(HSSLError, match=f"{message}.*-p nnUNetResEncUNetMPlans"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN])
+    assert not list(target.glob("*_HSSL.json"))
+
+
+def test_one_pth_for_two_configurations(target: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(HSSLError, match="holds one network.*-c 2d"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=None, pth=tmp_path / "seeded.pth")
+    assert not (tmp_path / "seeded.pth").exists() and not list(target.glob("*_HSSL.json"))
+
+
+@pytest.mark.parametrize("name", ["3d_lowres", "3d_cascade_fullres"])
+def test_configuration_that_cannot_be_seeded(target: Path, weights: Path, name: str) -> None:
+    with pytest.raises(HSSLError, match=f"'{name}'. Known: 2d, 3d_fullres"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=(name,))
+
+
+def test_plans_that_are_not_there(target: Path, weights: Path) -> None:
+    with pytest.raises(HSSLError, match="nnUNetPlans.json does not exist. Plans there: nnUNetCPUPlans."):
+        seed_target(4, weights)
+
+
+def test_dataset_that_is_not_preprocessed(preprocessed: Path, weights: Path) -> None:
+    (preprocessed.parent / "nnUNet_raw" / tiny.DATASET).mkdir()
+    with pytest.raises(HSSLError, match="does not exist. Run `hssl plan_and_preprocess"):
+        seed_target(4, weights)
+
+
+def test_dataset_without_labels(target: Path, weights: Path) -> None:
+    (target / "dataset.json").write_text(json.dumps(tiny.dataset_json() | {"labels": {}}))
+    with pytest.raises(HSSLError, match="no labels to segment"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN])
+
+
+def test_unknown_finetuning_value(target: Path, weights: Path) -> None:
+    with pytest.raises(HSSLError, match="learning_rate"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], finetuning_overrides={"learning_rate": 1.0})
+    assert not list(target.glob("*_HSSL.json"))
