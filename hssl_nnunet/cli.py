@@ -317,8 +317,8 @@ def demo(
 
 
 def _show(renderable: Any) -> None:
-    console = Console()
-    console.print(renderable, width=console.width if console.is_terminal else WIDTH_IN_A_FILE)
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_IN_A_FILE)
+    console.print(renderable)
 
 
 def _exit_with(problems: Sequence[object], code: int) -> None:

@@ -176,7 +176,7 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             _lock(handle.fileno())
         except OSError:
-            raise HSSLError(f"Another process trains in {folder}. Wait for it, stop it, or use another fold.") from None
+            raise HSSLError(f"Another process trains in {folder}. Wait for it, or stop it.") from None
         yield
 
 

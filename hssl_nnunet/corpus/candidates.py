@@ -17,6 +17,7 @@ from hssl_nnunet.corpus.patients import Subject, excluded_subjects, patient_of, 
 from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
 
 Measured = Mapping[str, Result]
+Quarantine = Mapping[str, list[Problem]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,21 +81,22 @@ def measured_candidates(
     cache_file = preprocessed_dir() / dataset.name / CACHE_FILE
     measured = fingerprint_files(files, cache_file=cache_file, mapper=mapper)
     quarantine: dict[str, list[Problem]] = defaultdict(list)
-    for problem in read_quarantine(dataset.name):
-        quarantine[problem.case].append(problem)
+    for problem in read_quarantine(dataset.name):  # by file: a name may occur in imagesTr and in imagesTs
+        quarantine[problem.file].append(problem)
     return [
-        _candidate(domain, source, case, patient, labelled, measured, quarantine.get(case.name, []))
+        _candidate(domain, source, case, patient, labelled, measured, quarantine)
         for (case, labelled), patient in zip(cases, patients, strict=True)
     ]
 
 
 def _candidate(
-    domain: int, source: Source, case: Case, patient: str, labelled: bool, measured: Measured, bad: list[Problem]
+    domain: int, source: Source, case: Case, patient: str, labelled: bool, measured: Measured, quarantine: Quarantine
 ) -> Candidate:
     name, identifier = source.dataset.name, source.configuration["data_identifier"]
     folder = identifier if labelled else unlabelled_folder(identifier)
     preprocessed = str(PurePosixPath(name, folder, f"{case.name}.b2nd"))
     results = [measured[str(file)] for file in case.images]
+    bad = [p for file in (*case.images, case.mask) for p in quarantine.get(str(file), [])]
     return Candidate(
         domain=domain,
         dataset_name=name,

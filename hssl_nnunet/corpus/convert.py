@@ -176,7 +176,7 @@ def _copy_masks(source: Path, folder: Path, dataset_json: dict[str, Any]) -> Non
     if not masks:
         if dataset_json["labels"]:
             raise HSSLError(
-                f"{source / 'labelsTr'} holds no mask, but dataset.json names labels. Unpack the task whole; for a task "
+                f"{source / 'labelsTr'} holds no mask, but dataset.json names labels. Unpack the task whole; for one "
                 'without masks, write `"labels": {}` into dataset.json.'
             )
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +19,7 @@ from hssl_nnunet.paths import preprocessed_dir
 
 QUARANTINE_FILE = "hssl_quarantine.json"
 TOLERANCE = 1e-3  # of spacing (relative) and of direction cosines: headers are stored as float32
+CHUNK_BYTES = 1 << 20
 ORIGIN_TOLERANCE = 0.1  # voxels: less is rounding, more is a shift between image and mask
 
 
@@ -138,6 +142,7 @@ def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None
     if not file.is_file():
         return None, None, [("the file is missing", "Add it, or remove the case.")]
     try:
+        finite = _scan(file)
         data, properties = reader().read_images((str(file),))
     except Exception as error:  # each reader has exceptions of its own for damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -150,7 +155,34 @@ def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None
     grid = _Grid(
         tuple(data.shape[1:]), tuple(properties["spacing"]), sitk_stuff.get("origin"), sitk_stuff.get("direction")
     )
-    return data, grid, []
+    if finite and np.isfinite(data).all():
+        return data, grid, []
+    return data, grid, [("the file holds NaN or infinite voxels", "Replace them by the value of the background.")]
+
+
+def _scan(file: Path) -> bool:
+    """Read a file's bytes once, in chunks; raise if it is damaged, and tell whether all its voxels are finite.
+
+    A gzip stream must be whole, a NIfTI file as long as its header says. SimpleITK reads cut files without an error,
+    and turns NaN of a NIfTI file into 0, so that neither can be seen in the voxels that it gives.
+    """
+    nifti = file.name.endswith((".nii", ".nii.gz"))
+    header = nibabel.load(file).header if nifti else None
+    dtype = header.get_data_dtype() if header is not None else np.dtype(np.uint8)
+    offset = int(header.get_data_offset()) if header is not None else 0
+    needed = math.prod(header.get_data_shape()) * dtype.itemsize if header is not None else 0
+    size, finite = 0, True
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        stream.read(offset)
+        while chunk := stream.read(CHUNK_BYTES):
+            voxels = chunk[: max(0, needed - size)]
+            size += len(chunk)
+            if dtype.kind == "f":
+                whole = len(voxels) // dtype.itemsize
+                finite &= bool(np.isfinite(np.frombuffer(voxels, dtype, whole)).all())
+    if size < needed:
+        raise ValueError(f"it holds {size} bytes of voxels, but its header promises {needed}")
+    return finite
 
 
 def _check_image(file: Path, reader: type[Any]) -> tuple[list[Finding], _Grid | None, int]:
@@ -158,15 +190,10 @@ def _check_image(file: Path, reader: type[Any]) -> tuple[list[Finding], _Grid | 
     data, grid, findings = _read(file, reader)
     if data is None:
         return findings, None, 0
-    if not np.isfinite(data).all():
-        findings.append(("the image holds NaN or infinite voxels", "Replace them by the value of the background."))
-    else:
-        constant = [c for c in range(len(data)) if data[c].min() == data[c].max()]
-        if constant:
-            value = float(data[constant[0]].flat[0])
-            findings.append(
-                (f"every voxel of the image has the value {value:g}", "Export the image again, or remove the case.")
-            )
+    constant = [c for c in range(len(data)) if data[c].min() == data[c].max()]
+    if constant:
+        what = f"every voxel of the image has the value {float(data[constant[0]].flat[0]):g}"
+        findings.append((what, "Export the image again, or remove the case."))
     return findings, grid, len(data)
 
 
@@ -217,7 +244,7 @@ def _check_mask(file: Path, image: _Grid | None, expected: Expectation) -> list[
     if image is not None:
         findings += _compare(grid, image, "the image", "Resample the mask onto the image's grid, or copy its header.")
     values = np.unique(data)
-    unknown = sorted(float(v) for v in values if not (np.isfinite(v) and float(v) in expected.label_values))
+    unknown = sorted(float(v) for v in values if np.isfinite(v) and float(v) not in expected.label_values)
     if unknown:
         shown = ", ".join(f"{v:g}" for v in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         what = f"the mask holds value(s) {shown}, but dataset.json knows {sorted(expected.label_values)}"

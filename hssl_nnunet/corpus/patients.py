@@ -7,6 +7,7 @@ Where two datasets use the same names for different people, give them different 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,11 @@ def excluded_subjects(subjects: Sequence[Subject], lines: Sequence[str], source:
         HSSLError: lines that match no case, all of them listed.
     """
     names = sorted({s.dataset_name for s in subjects})
-    hits = {line: {i for i, s in enumerate(subjects) if _matches(line, s, names)} for line in lines}
+    index: dict[str, set[int]] = defaultdict(set)
+    for i, subject in enumerate(subjects):
+        for key in _keys(subject):
+            index[key].add(i)
+    hits = {line: index.get(_with_full_name(line, names), set()) for line in lines}
     idle = [line for line, found in hits.items() if not found]
     if idle:
         raise HSSLError(
@@ -111,15 +116,16 @@ def excluded_subjects(subjects: Sequence[Subject], lines: Sequence[str], source:
     return _with_relatives(subjects, set().union(*hits.values()))
 
 
-def _matches(line: str, subject: Subject, dataset_names: Sequence[str]) -> bool:
+def _keys(subject: Subject) -> list[str]:
+    """The lines of an exclusion file that mean `subject`, datasets by their full name."""
+    named = [subject.case, f"{subject.dataset_name}:{subject.case}", f"patient:{subject.patient}"]
+    return named + [f"hash:{content_hash}" for content_hash in subject.hashes]
+
+
+def _with_full_name(line: str, dataset_names: Sequence[str]) -> str:
     kind, colon, value = line.partition(":")
-    if not colon:
-        return subject.case == line
-    if kind == "patient":
-        return subject.patient == value
-    if kind == "hash":
-        return value in subject.hashes
-    return subject.case == value and subject.dataset_name == find_dataset(kind, dataset_names)
+    dataset = find_dataset(kind, dataset_names) if colon else None
+    return f"{dataset}:{value}" if dataset else line
 
 
 def _with_relatives(subjects: Sequence[Subject], excluded: set[int]) -> set[int]:

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
-from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hssl_nnunet.corpus.cases import Case, RawDataset, read_raw_dataset
-from hssl_nnunet.corpus.integrity import Problem, check_case, expectation, write_quarantine
+from hssl_nnunet.corpus.integrity import Problem, write_quarantine
 from hssl_nnunet.corpus.parallel import default_processes, map_cases, on_terminal
 from hssl_nnunet.corpus.planning import changed_at, dataset_id, nnunet_sees, plan_dataset
+from hssl_nnunet.corpus.screening import check_dataset, find_reader
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
@@ -141,74 +141,6 @@ def _explained(dataset: str) -> Iterator[None]:
         raise HSSLError(f"{dataset}: nnU-Net stopped: {str(error).strip()}. {remedy}") from error
 
 
-def find_reader(dataset: RawDataset) -> type[Any]:
-    """nnU-Net's reader class for a dataset: the first one that reads its first readable image, as nnU-Net chooses.
-
-    Raises:
-        HSSLError: no reader knows the file ending.
-    """
-    named = dataset.dataset_json.get("overwrite_image_reader_writer", "None")
-    if named != "None":
-        return recursive_find_reader_writer_by_name(named)  # type: ignore[no-any-return]
-    ending = dataset.dataset_json["file_ending"]
-    candidates: list[type[Any]] = [r for r in LIST_OF_IO_CLASSES if ending.lower() in r.supported_file_endings]
-    if not candidates:
-        known = sorted({e for r in LIST_OF_IO_CLASSES for e in r.supported_file_endings})
-        raise unknown_name("file_ending", ending, known)
-    for case in dataset.labelled + dataset.unlabelled:
-        for candidate in candidates:
-            if _reads(candidate, case.images[0]):
-                return candidate
-    return candidates[0]
-
-
-def _reads(reader: type[Any], file: Path) -> bool:
-    try:
-        reader().read_images((str(file),))
-    except Exception:  # each reader has exceptions of its own
-        return False
-    return True
-
-
-def check_dataset(
-    dataset: RawDataset, configurations: Sequence[str], reader: type[Any], num_processes: int
-) -> tuple[list[Problem], list[Case], list[Case]]:
-    """Check every case of a dataset.
-
-    Returns:
-        Problems, good labelled cases, good unlabelled cases.
-    """
-    check = partial(check_case, expected=expectation(dataset, configurations, reader))
-    cases = dataset.labelled + dataset.unlabelled
-    found = list(map_cases(check, cases, num_processes, f"Checking {dataset.name}"))
-    problems = _stray_files(dataset) + [p for ps in found for p in ps]
-    good = [case for case, ps in zip(cases, found, strict=True) if not ps]
-    labelled = [c for c in good if c.mask is not None]
-    unlabelled, duplicates = _without_duplicates(dataset, [c for c in good if c.mask is None])
-    return problems + duplicates, labelled, unlabelled
-
-
-def _stray_files(dataset: RawDataset) -> list[Problem]:
-    what = "the file's name lacks the channel suffix"
-    ending = dataset.dataset_json["file_ending"]
-    remedy = f"Rename it to <case>_0000{ending}, or remove it."
-    return [Problem(dataset.name, f.name.removesuffix(ending), str(f), what, remedy) for f in dataset.stray]
-
-
-def _without_duplicates(dataset: RawDataset, cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
-    """Cases of imagesTs that bear the name of a case of imagesTr are problems: one name must mean one image."""
-    seen = {c.name for c in dataset.labelled}
-    kept, problems = [], []
-    for case in cases:
-        if case.name in seen:
-            what, remedy = "imagesTr holds a case of the same name", "Rename it, or remove it if it is the same image."
-            problems.append(Problem(dataset.name, case.name, str(case.images[0]), what, remedy))
-        else:
-            kept.append(case)
-        seen.add(case.name)
-    return kept, problems
-
-
 def _preprocess_labelled(
     dataset: RawDataset, plans_name: str, configurations: Sequence[str], num_processes: int
 ) -> None:
@@ -258,7 +190,8 @@ def _recipe(plans: PlansManager, configuration: str) -> dict[str, Any]:
     recipe = {key: values[key] for key in RECIPE_KEYS}
     recipe["transpose_forward"] = plans.plans["transpose_forward"]
     recipe["image_reader_writer"] = plans.plans["image_reader_writer"]
-    recipe["intensities"] = plans.plans["foreground_intensity_properties_per_channel"]
+    if "CTNormalization" in values["normalization_schemes"]:  # the others look at the image alone
+        recipe["intensities"] = plans.plans["foreground_intensity_properties_per_channel"]
     return recipe
 
 

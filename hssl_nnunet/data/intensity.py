@@ -160,7 +160,7 @@ def _statistics(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     count = valid.sum(axes, keepdim=True)
     mean = (image * valid).sum(axes, keepdim=True) / count
     image = torch.where(valid, image, mean)  # the mean adds nothing to what follows
-    std = torch.linalg.vector_norm(image - mean, dim=axes, keepdim=True) / (count - 1).clamp(min=1).sqrt()
+    std = torch.linalg.vector_norm(image - mean, dim=axes, keepdim=True) / count.sqrt()
     return mean, std, image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
 
 

@@ -16,9 +16,11 @@ STEPS_AHEAD = 2
 
 
 class ChunkLoader:
-    """The raw chunks of one rank, step by step; threads read ahead, since blosc2 decompresses outside the GIL.
+    """The raw chunks of one rank, step by step, read ahead by threads.
 
-    What is read depends on the sampler and the step alone, not on the number of threads.
+    What is read depends on the sampler and the step alone, not on the number of threads. Reading runs beside torch's
+    own work, which holds no lock of the interpreter; blosc2 (4.14) holds it while it decompresses, so that more
+    threads than two bring little.
 
     Args:
         sampler: draws the chunks of a step.

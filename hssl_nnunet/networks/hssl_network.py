@@ -96,7 +96,9 @@ class HSSLNetwork(nn.Module):
         self.embedding = Embedding(features, width, loss.pooling) if embeds(loss) else None
         self.projector = Projector(width, plan.projection_width) if contrasts(loss) else None
         self.task_head = nn.Linear(width, len(topologies)) if _classifies(loss.task, loss.task_loss) else None
-        levels = zip(*(d.groups for d in corpus.domains), strict=True) if _classifies(loss.group, loss.group_loss) else ()
+        levels = (
+            zip(*(d.groups for d in corpus.domains), strict=True) if _classifies(loss.group, loss.group_loss) else ()
+        )
         self.group_heads = nn.ModuleList(nn.Linear(width, len(set(level))) for level in levels)
 
     def forward(self, chunks: Sequence[Chunk]) -> Outputs:
@@ -130,7 +132,7 @@ class HSSLNetwork(nn.Module):
 
     @torch.no_grad()
     def embed(self, domain: int, images: Tensor, valid: Tensor) -> Tensor:
-        """`h` of whole, unmasked crops of one domain, for probes.
+        """`h` of whole, unmasked crops of one domain, for probes; needs a loss with a term on the embedding.
 
         Args:
             domain: index of the domain.
@@ -138,7 +140,7 @@ class HSSLNetwork(nn.Module):
             valid: the same shape, bool.
 
         Returns:
-            `(B, embedding_width)`; the pooled features without the head when no term uses an embedding.
+            `(B, embedding_width)`.
         """
         parameters = project(self.shared.tensors(), self.domains[domain].entries)
         skips = functional_call(self.domains[domain].skeleton.encoder, _below("encoder.", parameters), (images,))

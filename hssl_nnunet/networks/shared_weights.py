@@ -19,7 +19,8 @@ class SharedWeights(nn.Module):
 
     Kernels are held at the largest form that any domain has, always with three spatial axes (a 2D kernel has depth 1);
     the stem has one channel. Parameters are initialised as nnU-Net initialises a network of that largest form, which
-    the projection preserves: the sum of three taps of variance 2/(27 I) has the variance 2/(9 I) of the thinner kernel.
+    the projection preserves for convolutions: the sum of three taps of variance 2/(27 I) has the variance 2/(9 I) of
+    the thinner kernel. (The mean over two taps of a transposed convolution starts at half of nnU-Net's deviation.)
     """
 
     def __init__(self, topologies: Sequence[Topology]):

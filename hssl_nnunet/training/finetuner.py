@@ -16,6 +16,7 @@ from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import target_block
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.schedule import EpochSchedule, build_optimizer, finetuning_multipliers
+from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.seeding import load_into
 from hssl_nnunet.transfer.weights_file import file_sha256, load_weights
@@ -97,7 +98,7 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
             HSSLError: the file is missing, or is not the one that the target was seeded with.
         """
         path, expected = Path(self.block.weights), self.block.weights_sha256
-        tensors, _ = load_weights(path)
+        tensors, metadata = load_weights(path)
         if (found := file_sha256(path)) != expected:
             raise HSSLError(
                 f"{path} has sha256 {found[:12]}..., the plans were seeded with {expected[:12]}... "
@@ -108,8 +109,10 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
             dataset=self.plans_manager.dataset_name,
             configuration=self.configuration_name,
             entries=tuple(entries),
-            notes=(),
+            notes=tuple(leakage_notes(metadata, self.plans_manager.dataset_name, self._preprocessed())),
         )
+        for note in report.notes:
+            self.print_to_log_file(f"WARNING: {note}")
         if self.local_rank == 0:
             write_json(Path(self.output_folder) / "transfer.json", report.to_json())
         taken = sum(entry.status != "fresh" for entry in entries)
@@ -119,6 +122,9 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         """nnU-Net's network, without the wrappers of DDP and compile."""
         network = self.network.module if self.is_ddp else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[no-any-return]
+
+    def _preprocessed(self) -> Path:
+        return Path(self.preprocessed_dataset_folder_base)
 
     def _topology(self) -> Topology:
         return Topology.from_architecture(self.configuration_manager.configuration["architecture"])

@@ -15,6 +15,7 @@ from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk, read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan
 from hssl_nnunet.data.views import make_views
+from hssl_nnunet.losses.reconstruction import standardised
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.plan_schema import CorpusBlock, ViewPlan
 from hssl_nnunet.training import pictures, probes
@@ -68,7 +69,9 @@ class Monitor:
         values = {"effective_rank": probes.effective_rank(score.embeddings)}
         for name, label in (("domain", _domain), ("group", _group)):
             labels = [label(r) for r in fit.rows], [label(r) for r in score.rows]
-            values[f"{name}_accuracy"] = probes.linear_probe_accuracy(fit.embeddings, labels[0], score.embeddings, labels[1])
+            values[f"{name}_accuracy"] = probes.linear_probe_accuracy(
+                fit.embeddings, labels[0], score.embeddings, labels[1]
+            )
             values[f"{name}_floor"] = probes.linear_probe_accuracy(fit.floor, labels[0], score.floor, labels[1])
         return values
 
@@ -101,15 +104,12 @@ class Monitor:
         plan = self.corpus.pretraining
         with autocast(plan.precision, preparer.device):
             outputs = model(chunks)
-        sheet = [
-            (
-                self.corpus.domains[chunk.domain].dataset_name,
-                chunk.target[0, 0].float().cpu().numpy(),
-                chunk.views[0, 0, 0].float().cpu().numpy(),
-                result.prediction[0, 0].float().cpu().numpy(),
-            )
-            for chunk, result in zip(chunks, outputs.reconstructions, strict=False)
-        ]
+        sheet = []
+        for chunk, result in zip(chunks, outputs.reconstructions, strict=False):
+            target = standardised(chunk.target, chunk.valid[0])
+            seen = target.masked_fill(chunk.hidden, math.nan)
+            images = [part[0, 0].float().cpu().numpy() for part in (target, seen, result.prediction)]
+            sheet.append((self.corpus.domains[chunk.domain].dataset_name, *images))
         if sheet:
             pictures.plot_reconstructions(self.output_folder / "reconstructions.png", sheet)
 

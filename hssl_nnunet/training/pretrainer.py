@@ -95,9 +95,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Optimiser over shared weights and heads; linear warm-up, then nnU-Net's polynomial decay."""
         plan = self.plan
-        optimizer = build_optimizer(
-            plan.optimizer, [list(self.model.parameters())], plan.initial_lr, plan.weight_decay
-        )
+        optimizer = build_optimizer(plan.optimizer, [list(self.model.parameters())], plan.initial_lr, plan.weight_decay)
 
         def multiplier(epoch: int) -> float:
             return warmup_poly(epoch, start=0, warmup=plan.warmup_epochs, end=plan.num_epochs)

@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 Floats = NDArray[np.float64]
-MAX_FOLDS = 5
 HISTOGRAM_EDGES = np.linspace(-4, 4, 33)
 """In units of nnU-Net's normalised intensities; values outside fall into the first or last bin."""
 
@@ -45,37 +42,34 @@ def effective_rank(h: Tensor | NDArray[Any]) -> float:
 
 
 def linear_probe_accuracy(
-    features: Tensor | NDArray[Any], labels: Sequence[object], patients: Sequence[object]
+    features: Tensor | NDArray[Any],
+    labels: Sequence[object],
+    new_features: Tensor | NDArray[Any],
+    new_labels: Sequence[object],
 ) -> float:
-    """Balanced accuracy of a logistic regression on standardised features, cross-validated by patient.
-
-    All images of a patient are held out together; at most `MAX_FOLDS` folds, fewer when a class has fewer patients.
+    """Balanced accuracy, on new images, of a logistic regression on standardised features.
 
     Args:
-        features: (N, D).
-        labels: N labels. Images of a label that has a single patient cannot be held out and are left out.
-        patients: N identities, the same in all domains for the same person.
+        features: (N, D), of the images to fit.
+        labels: N labels.
+        new_features: (M, D), of the images to score; of other patients.
+        new_labels: M labels. Images of a label that the fit does not know are left out.
 
     Returns:
-        Mean recall over the labels, chance is 1 / number of labels; nan when fewer than two labels are left, or the
-        patients cannot be split so that every fold trains on two labels, or a feature is not finite.
+        Mean recall over the labels that are scored, chance is 1 / number of fitted labels; nan when fewer than two
+        labels are fitted or scored, or a feature is not finite.
     """
-    x = _array(features)
-    _, y = np.unique([str(label) for label in labels], return_inverse=True)
-    _, patient = np.unique([str(p) for p in patients], return_inverse=True)
-    patients_of = {label: len(set(patient[y == label])) for label in set(y.tolist())}
-    kept = np.isin(y, [label for label, count in patients_of.items() if count > 1])
-    x, y, patient = x[kept], y[kept], patient[kept]
-    if len(set(y.tolist())) < 2 or not np.isfinite(x).all():
+    x, new_x = _array(features), _array(new_features)
+    y, new_y = np.array([str(n) for n in labels]), np.array([str(n) for n in new_labels])
+    known = np.isin(new_y, y)
+    new_x, new_y = new_x[known], new_y[known]
+    if min(len(set(y.tolist())), len(set(new_y.tolist()))) < 2 or not (
+        np.isfinite(x).all() and np.isfinite(new_x).all()
+    ):
         return nan
-    folds = StratifiedGroupKFold(min(MAX_FOLDS, *(c for c in patients_of.values() if c > 1)))
-    predicted = np.empty_like(y)
-    for train, test in folds.split(x, y, patient):
-        if len(set(y[train].tolist())) < 2:
-            return nan
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight="balanced"))
-        predicted[test] = probe.fit(x[train], y[train]).predict(x[test])
-    return float(balanced_accuracy_score(y, predicted))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
+    predicted = model.fit(x, y).predict(new_x)
+    return float(np.mean([(predicted[new_y == label] == label).mean() for label in np.unique(new_y)]))
 
 
 def floor_features(

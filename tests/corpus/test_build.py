@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -197,9 +198,9 @@ def test_fingerprint_and_picture(folders):
 
 
 def test_table_has_a_line_for_each_domain(folders):
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, file=io.StringIO())
     console.print(corpus_table(build()))
-    line = next(t for t in console.export_text().splitlines() if SARCOMA in t)
+    line = next(t for t in console.file.getvalue().splitlines() if SARCOMA in t)
     for text in ("3 / 1 / 1", "3.0", "16 x 16 x 16", " 4 ", "MR"):
         assert text in line
 
@@ -224,7 +225,8 @@ def test_a_bad_image_is_left_out_reported_and_picked_up_once_repaired(folders):
 def test_missing_preprocessed_missing_channel_and_quarantined_cases_are_reported(folders):
     (folders.preprocessed / HIPPOCAMPUS / IDENTIFIER / "h_1.b2nd").unlink()
     (folders.raw / SARCOMA / "imagesTr" / "STS_1_0001.nii.gz").unlink()
-    quarantined = Problem(BRAIN, "p1_a", "file", "the mask is upside down", "Turn it.")
+    image = folders.raw / BRAIN / "imagesTr" / "p1_a_0000.nii.gz"
+    quarantined = Problem(BRAIN, "p1_a", str(image), "the image is upside down", "Turn it.")
     write_quarantine(BRAIN, [quarantined])
     report = build()
     assert report.exit_code == 3
@@ -234,6 +236,23 @@ def test_missing_preprocessed_missing_channel_and_quarantined_cases_are_reported
     assert from_quarantine == quarantined
     cases = {k[:2] for k in keys(read_manifest(report.folder / "manifest.csv"))}
     assert cases == {(0, "h_2"), (0, "h_3"), (1, "STS_2"), (2, "STS_2"), (2, "p1_b")}
+
+
+def test_a_quarantined_test_image_does_not_take_the_training_case_of_its_name_along(folders):
+    twin = folders.raw / HIPPOCAMPUS / "imagesTs" / "h_1_0000.nii.gz"
+    write_image(twin, 4)
+    quarantined = Problem(HIPPOCAMPUS, "h_1", str(twin), "imagesTr holds a case of the same name", "Rename it.")
+    write_quarantine(HIPPOCAMPUS, [quarantined])
+    report = build()
+    assert report.problems == (quarantined,)
+    rows = read_manifest(report.folder / "manifest.csv")
+    assert [r.labelled for r in rows if r.case == "h_1"] == [True]
+
+
+def test_a_case_with_a_quarantined_mask_is_left_out(folders):
+    mask = folders.raw / HIPPOCAMPUS / "labelsTr" / "h_2.nii.gz"
+    write_quarantine(HIPPOCAMPUS, [Problem(HIPPOCAMPUS, "h_2", str(mask), "the mask holds value 9", "Correct it.")])
+    assert [str(p) for p in build().problems] == [f"{HIPPOCAMPUS} h_2: the mask holds value 9. Correct it. ({mask})"]
 
 
 def test_exclusion_reaches_patients_and_copies_in_every_domain(folders, tmp_path):

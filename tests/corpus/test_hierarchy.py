@@ -23,7 +23,7 @@ MSD = {
     "Dataset009_Spleen": ["CT"],
     "Dataset010_Colon": ["CT"],
 }
-FLAT, SKEWED = (0, 1, 2, 3, 4, 5, 6), (0, 0.1, 0.2, 0.3, 0.4, 3, 6)
+FLAT, SKEWED = (0, 1, 2, 3, 4, 5, 6), (0, 0.02, 0.05, 0.1, 0.2, 0.5, 6)
 
 
 def domain(modality="MR", spacing=(1.0, 1.0, 1.0), shape=(100, 100, 100), percentiles=FLAT):

@@ -149,3 +149,10 @@ def test_parameters_have_the_distribution_of_nnunet():
     draw = BGContrast((0.7, 1.5))
     theirs = torch.tensor([draw() for _ in range(20000)]).sort().values
     assert (ours - theirs).abs().max() < 0.03
+
+
+def test_a_quarter_of_the_gammas_work_on_the_inverted_image(monkeypatch):
+    inverted = []
+    monkeypatch.setattr(intensity, "gamma", lambda x, valid, exponent, invert: inverted.append(invert) or x)
+    augment(torch.zeros(4000, 1, 1, 1, 1), 1.0)
+    assert abs(inverted[0].float().mean() - 0.25) < 0.035  # five standard errors

@@ -3,6 +3,10 @@ from math import isnan, nan
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from hssl_nnunet.training.probes import effective_rank, floor_features, linear_probe_accuracy, pca_2d
 
@@ -40,50 +44,48 @@ def test_effective_rank_of_collapse_and_of_broken_values(rng):
 
 
 def test_probe_reads_what_is_there_and_nothing_else(rng):
-    labels = np.repeat([0, 1, 2], 30)
-    patients = np.arange(90)
-    assert linear_probe_accuracy(clusters(rng, labels, 6), labels, patients) > 0.97
-    assert linear_probe_accuracy(rng.normal(size=(90, 8)), labels, patients) == pytest.approx(1 / 3, abs=0.15)
-
-
-def test_probe_does_not_profit_from_knowing_the_patient(rng):
-    patients = np.tile(np.arange(24), 5)
-    labels = rng.permutation(np.repeat([0, 1], 12))[patients]
-    # tells the patient, and of the label no more than that
-    identity = np.eye(24)[patients] + 0.05 * rng.normal(size=(120, 24))
-    assert linear_probe_accuracy(identity, labels, np.arange(120)) > 0.9
-    assert linear_probe_accuracy(identity, labels, patients) < 0.75
+    labels, new_labels = np.repeat([0, 1, 2], 30), np.repeat([0, 1, 2], 20)
+    assert linear_probe_accuracy(clusters(rng, labels, 6), labels, clusters(rng, new_labels, 6), new_labels) > 0.97
+    noise = rng.normal(size=(150, 8))
+    assert linear_probe_accuracy(noise[:90], labels, noise[90:], new_labels) == pytest.approx(1 / 3, abs=0.2)
 
 
 def test_probe_counts_labels_alike(rng):
     labels = np.array([0] * 80 + [1] * 20)
-    assert linear_probe_accuracy(np.zeros((100, 2)), labels, np.arange(100)) == pytest.approx(0.5)
+    zeros = np.zeros((100, 2))
+    assert linear_probe_accuracy(zeros, labels, zeros, labels) == pytest.approx(0.5)
+
+
+def test_probe_equals_balanced_accuracy(rng):
+    labels = np.repeat([0, 1, 2], [40, 25, 10])
+    x, new_x = clusters(rng, labels, 1), clusters(rng, labels, 1)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced")).fit(x, labels)
+    expected = balanced_accuracy_score(labels, model.predict(new_x))
+    assert linear_probe_accuracy(x, labels, new_x, labels) == pytest.approx(expected)
 
 
 def test_probe_takes_names_and_half_precision_tensors(rng):
     labels = np.repeat([0, 1], 20)
     features = torch.from_numpy(clusters(rng, labels, 6)).bfloat16()
-    assert linear_probe_accuracy(features, [f"Dataset{n}" for n in labels], [f"p{n}" for n in range(40)]) > 0.95
+    names = [f"Dataset{n}" for n in labels]
+    assert linear_probe_accuracy(features, names, features, names) > 0.95
 
 
-def test_labels_of_one_patient_are_left_out(rng):
+def test_new_labels_that_were_not_fitted_are_left_out(rng):
     labels = np.repeat([0, 1, 2], 10)
-    patients = np.concatenate([np.arange(20), np.full(10, 99)])
-    features = clusters(rng, labels, 6)
-    expected = linear_probe_accuracy(features[:20], labels[:20], patients[:20])
-    assert linear_probe_accuracy(features, labels, patients) == pytest.approx(expected)
+    x = clusters(rng, labels, 6)
+    expected = linear_probe_accuracy(x[:20], labels[:20], x[:20], labels[:20])
+    assert linear_probe_accuracy(x[:20], labels[:20], x, labels) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("labels", "patients"),
-    [([0, 0, 0, 0], [1, 2, 3, 4]), ([0, 0, 1, 1], [1, 1, 2, 2]), ([0, 0, 1, 1], [1, 2, 3, 3]), ([], [])],
-)
-def test_probe_is_nan_where_it_cannot_be_done(labels, patients):
-    assert isnan(linear_probe_accuracy(np.zeros((len(labels), 3)), labels, patients))
+@pytest.mark.parametrize(("labels", "new_labels"), [([0, 0], [0, 1]), ([0, 1], [1, 1]), ([], []), ([0, 1], [])])
+def test_probe_is_nan_where_it_cannot_be_done(labels, new_labels):
+    assert isnan(linear_probe_accuracy(np.zeros((len(labels), 3)), labels, np.zeros((len(new_labels), 3)), new_labels))
 
 
 def test_probe_is_nan_for_broken_features():
-    assert isnan(linear_probe_accuracy(np.full((8, 2), nan), [0, 1] * 4, range(8)))
+    broken = np.full((8, 2), nan)
+    assert isnan(linear_probe_accuracy(broken, [0, 1] * 4, broken, [0, 1] * 4))
 
 
 def test_floor_features_hold_intensity_and_geometry_only(rng):
