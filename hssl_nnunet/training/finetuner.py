@@ -42,7 +42,7 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         configuration: str,
         fold: int | str,
         dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
         """Take the hyper-parameters from the `hssl` block of the plans.
 
@@ -65,6 +65,7 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         """Build everything as nnU-Net does, from a seed that is logged, with kernels in the device's format."""
         seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
         torch.manual_seed(seed)
+        precision.avoid_broken_amx()
         super().initialize()
         if self.device.type == "cuda":  # nnU-Net's own autocast names no type, hence takes this one
             torch.set_autocast_dtype("cuda", precision.compute_dtype(self.plan.precision, self.device))

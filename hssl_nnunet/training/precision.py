@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 PrecisionPlan = Literal["auto", "fp32", "bf16"]
+
+ENV_CPU_ISA, ISA_WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
 
 
 def bf16_is_fast(device: torch.device) -> bool:
@@ -37,6 +40,16 @@ def autocast(plan: PrecisionPlan, device: torch.device) -> torch.autocast:
 def grad_scaler(plan: PrecisionPlan, device: torch.device) -> torch.amp.GradScaler | None:
     """A loss scaler for fp16; bf16 has the range of fp32 and needs none."""
     return torch.amp.GradScaler("cuda") if compute_dtype(plan, device) == torch.float16 else None
+
+
+def avoid_broken_amx() -> None:
+    """Keep the CPU's convolutions off AMX: AVX512-BF16 is slower, but right.
+
+    The AMX kernel for the gradient of a 3D convolution's weights, as oneDNN in torch 2.15 has it, writes outside its
+    memory for many shapes: wrong or nan gradients, crashes, hangs. `benchmarks/amx_gradient.py` shows it.
+    Must come before the process' first convolution. A limit that the user has set stays.
+    """
+    os.environ.setdefault(ENV_CPU_ISA, ISA_WITHOUT_AMX)
 
 
 def memory_format(device: torch.device, dim: int) -> torch.memory_format:

@@ -54,7 +54,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         configuration: str,
         fold: int | str,
         dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ):
         """Take the hyper-parameters from the `hssl` block of the plans.
 
@@ -79,6 +79,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         """Build network, optimiser and schedule from the plans."""
         torch.manual_seed(self.plan.seed)  # every rank starts from the same weights
         self.batch_size = self.plan.chunks_per_step * self.plan.images_per_chunk
+        self.geometries = [DomainGeometry.from_domain(d, self.plan.views) for d in self.corpus.domains]
+        precision.avoid_broken_amx()
         self.model = HSSLNetwork(self.corpus, compiled=self._do_i_compile()).to(self.device)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         # ranks draw different domains, hence different parameters
@@ -86,7 +88,6 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.dataset_class = nnUNetDatasetBlosc2
         self.root = Path(self.preprocessed_dataset_folder_base)
         self.rows = read_manifest(self.root / "manifest.csv")
-        self.geometries = [DomainGeometry.from_domain(d, self.plan.views) for d in self.corpus.domains]
         self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device)
         self.monitor = Monitor(self.corpus, self.geometries, self.root.parent, Path(self.output_folder))
         self.was_initialized = True

@@ -1,0 +1,352 @@
+"""`hssl demo`: every step of the way on phantoms, by the functions that stand behind the commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, write_msd, write_unlabelled
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER, finetune, pretrain, set_environment
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, load_preset
+
+PRESET, CONFIGURATION, FOLD = "demo", "3d_fullres", 0
+CORPUS_ID, CORPUS_NAME = 900, "Phantoms"
+FEW = 3  # labelled cases that the target is trained with
+VALIDATION = 2
+ARMS = {"scratch": SCRATCH_TRAINER, "seeded": FINETUNE_TRAINER}
+JOURNAL = "demo.json"
+
+Scores = dict[str, list[dict[str, float]]]
+"""Arm -> for each test case, in the order of their names: label -> Dice (nan where mask and prediction are empty)."""
+
+
+@dataclass
+class Journal:
+    """What of a demo is done: seconds of each finished stage, kept in the demo's folder.
+
+    Attributes:
+        path: the file.
+        seconds: stage -> its wall time.
+        console: where the commands are shown.
+    """
+
+    path: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+
+    def run(self, stage: str, command: str, action: Callable[[], object]) -> None:
+        """Show a stage's command, and run it unless an earlier run has finished it."""
+        self.console.print(f"\n[bold cyan]$ {escape(command)}[/]", soft_wrap=True)
+        if stage in self.seconds:
+            self.console.print(f"done before, in {self.seconds[stage]:.0f} s")
+            return
+        start = time.monotonic()
+        action()
+        self.seconds[stage] = time.monotonic() - start
+        write_json(self.path, {"seconds": self.seconds})
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The places of a demo, and the plan values that differ from its preset's."""
+
+    out: Path
+    pretraining: Mapping[str, Any]
+    finetuning: Mapping[str, Any]
+
+    @property
+    def plans_name(self) -> str:
+        """Plans of the preset."""
+        return load_preset(PRESET).plans_name
+
+    @property
+    def truth(self) -> Path:
+        """Masks of the target's test cases."""
+        return self.out / "truth"
+
+    @property
+    def exclusions(self) -> Path:
+        """Cases that pretraining must not see."""
+        return self.out / "exclude.txt"
+
+    @property
+    def pretraining_folder(self) -> Path:
+        """Results of the pretraining."""
+        run = f"{PRETRAIN_TRAINER}__{self.plans_name}__{CONFIGURATION}"
+        return self.out / ENV_RESULTS / f"Dataset{CORPUS_ID}_{CORPUS_NAME}" / run / "fold_all"
+
+    @property
+    def weights(self) -> Path:
+        """The pretrained weights."""
+        return self.pretraining_folder / "hssl.safetensors"
+
+    def msd(self, number: int, name: str) -> Path:
+        """A domain as an MSD folder."""
+        return self.out / "msd" / f"Task{number:02d}_{name}"
+
+    def training_folder(self, arm: str) -> Path:
+        """Results of a fine-tuning."""
+        run = f"{ARMS[arm]}__{self.plans_name}{SEEDED_SUFFIX}__{CONFIGURATION}"
+        return self.out / ENV_RESULTS / TARGET.dataset_name / run / f"fold_{FOLD}"
+
+    def export_folder(self, arm: str) -> Path:
+        """A fine-tuned model for stock nnU-Net."""
+        return self.out / "models" / arm
+
+    def predictions(self, arm: str) -> Path:
+        """Predicted masks of the target's imagesTs."""
+        return self.out / "predictions" / arm
+
+
+def run_demo(
+    out: str | Path,
+    pretraining_overrides: Mapping[str, Any] | None = None,
+    finetuning_overrides: Mapping[str, Any] | None = None,
+) -> int:
+    """Run the demo in a folder of its own; stages that an earlier run has finished are not repeated.
+
+    Args:
+        out: the folder; made if it is missing. nnU-Net's three folders lie inside.
+        pretraining_overrides: values of `PretrainingPlan` that differ from the preset's.
+        finetuning_overrides: values of `FinetuningPlan` that differ from the preset's.
+
+    Returns:
+        0.
+
+    Raises:
+        HSSLError: `out` holds something else than a demo, or a stage cannot write.
+    """
+    demo = Demo(Path(out).resolve(), pretraining_overrides or {}, finetuning_overrides or {})
+    journal = _open_journal(demo.out)
+    start = time.monotonic()
+    os.environ.update({variable: str(demo.out / variable) for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS)})
+    set_environment()
+    for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS):
+        journal.console.print(f"export {variable}={demo.out / variable}", soft_wrap=True)
+    _prepare(demo, journal)
+    _pretrain(demo, journal)
+    for arm in ARMS:
+        _train_and_predict(demo, journal, arm)
+    _show_results(demo, journal, time.monotonic() - start)
+    return 0
+
+
+def _open_journal(out: Path) -> Journal:
+    path = out / JOURNAL
+    if path.is_file():
+        return Journal(path, read_json(path)["seconds"])
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise HSSLError(f"{out} exists and is not a folder of `hssl demo`. Name another one with `--out DIR`.")
+    journal = Journal(path)
+    write_json(path, {"seconds": {}})
+    return journal
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _prepare(demo: Demo, journal: Journal) -> None:
+    """Phantoms, raw and preprocessed datasets, the few labels, the corpus."""
+    from hssl_nnunet.corpus.convert import convert_msd
+    from hssl_nnunet.corpus.preprocess import plan_and_preprocess
+
+    numbers = " ".join(str(d.number) for d in DOMAINS)
+    journal.run("phantoms", f"# phantoms of {len(DOMAINS)} domains, four as MSD tasks", partial(_phantoms, demo))
+    for domain in DOMAINS:
+        if domain.labels:
+            source = demo.msd(domain.number, domain.name)
+            convert = partial(convert_msd, source, overwrite=True)
+            journal.run(f"convert {domain.name}", f"hssl convert_msd -i {source}", convert)
+    preprocess = partial(plan_and_preprocess, [d.number for d in DOMAINS], (CONFIGURATION,), PRESET)
+    journal.run("preprocess", f"hssl plan_and_preprocess -d {numbers} --preset {PRESET}", preprocess)
+    splits = f"# {FEW} training cases in splits_final.json; validation and test cases in {demo.exclusions.name}"
+    journal.run("split", splits, partial(_few_labels, demo))
+    command = (
+        f"hssl corpus -d {numbers} -o {CORPUS_ID} -n {CORPUS_NAME} -p {demo.plans_name} --exclude {demo.exclusions}"
+    )
+    journal.run("corpus", command, partial(_corpus, demo, journal.console))
+
+
+def _phantoms(demo: Demo) -> None:
+    for folder in ("msd", "truth"):
+        shutil.rmtree(demo.out / folder, ignore_errors=True)
+    for domain in DOMAINS:
+        if domain.labels:
+            write_msd(domain, demo.msd(domain.number, domain.name), demo.truth)
+        else:
+            write_unlabelled(domain, demo.out / ENV_RAW / domain.dataset_name)
+
+
+def _few_labels(demo: Demo) -> None:
+    """Train the target on few cases; hide the patients that test it from pretraining."""
+    cases = [TARGET.case(i) for i in range(TARGET.num_training + TARGET.num_test)]
+    training, validation, test = cases[:FEW], cases[FEW : FEW + VALIDATION], cases[TARGET.num_training :]
+    split = [{"train": training, "val": validation}]
+    write_json(demo.out / ENV_PREPROCESSED / TARGET.dataset_name / "splits_final.json", split)
+    demo.exclusions.write_text("".join(f"{TARGET.number}:{case}\n" for case in validation + test))
+
+
+def _corpus(demo: Demo, console: Console) -> None:
+    from hssl_nnunet.corpus.build import build_corpus, corpus_table
+
+    report = build_corpus(
+        [d.number for d in DOMAINS],
+        CORPUS_ID,
+        CORPUS_NAME,
+        plans_name=demo.plans_name,
+        configuration=CONFIGURATION,
+        exclude_file=demo.exclusions,
+        pretraining_overrides=demo.pretraining,
+        overwrite=True,
+    )
+    console.print(corpus_table(report))
+    for note in report.notes:
+        console.print(f"Note: {escape(note)}")
+
+
+def _pretrain(demo: Demo, journal: Journal) -> None:
+    """Pretraining, and its weights in the target's plans."""
+    resumed = _has_checkpoint(demo.pretraining_folder)
+    action = partial(pretrain, CORPUS_ID, CONFIGURATION, continue_training=resumed)
+    journal.run("pretrain", f"hssl pretrain {CORPUS_ID}{' --c' * resumed}", action)
+    command = f"hssl seed -d {TARGET.number} -p {demo.plans_name} -w {demo.weights}"
+    journal.run("seed", command, partial(_seed, demo, journal.console))
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("checkpoint_*.pth"))
+
+
+def _seed(demo: Demo, console: Console) -> None:
+    from hssl_nnunet.transfer.report import render
+    from hssl_nnunet.transfer.seeding import seed_target
+
+    reports = seed_target(
+        TARGET.number, demo.weights, demo.plans_name, (CONFIGURATION,), finetuning_overrides=demo.finetuning
+    )
+    for report in reports.values():
+        console.print(render(report))
+
+
+def _train_and_predict(demo: Demo, journal: Journal, arm: str) -> None:
+    """One arm: fine-tuning, export, prediction of the test cases by stock nnU-Net."""
+    scratch, resumed = arm == "scratch", _has_checkpoint(demo.training_folder(arm))
+    command = f"hssl finetune {TARGET.number} {CONFIGURATION} {FOLD}{' --scratch' * scratch}{' --c' * resumed}"
+    train = partial(finetune, TARGET.number, CONFIGURATION, FOLD, scratch=scratch, continue_training=resumed)
+    journal.run(f"finetune {arm}", command, train)
+    command = f"hssl export -d {TARGET.number} -tr {ARMS[arm]} -o {demo.export_folder(arm)}"
+    journal.run(f"export {arm}", command, partial(_export, demo, arm))
+    images = demo.out / ENV_RAW / TARGET.dataset_name / "imagesTs"
+    command = f"nnUNetv2_predict_from_modelfolder -i {images} -o {demo.predictions(arm)} -m {_model(demo, arm)}"
+    journal.run(f"predict {arm}", command, partial(_predict, images, demo.predictions(arm), _model(demo, arm)))
+
+
+def _export(demo: Demo, arm: str) -> None:
+    from hssl_nnunet.transfer.export import export_model
+
+    shutil.rmtree(demo.export_folder(arm), ignore_errors=True)
+    plans_name = demo.plans_name + SEEDED_SUFFIX
+    export_model(TARGET.number, CONFIGURATION, plans_name, ARMS[arm], None, demo.export_folder(arm))
+
+
+def _model(demo: Demo, arm: str) -> Path:
+    name = f"nnUNetTrainer__{demo.plans_name}{SEEDED_SUFFIX}__{CONFIGURATION}"
+    return demo.export_folder(arm) / TARGET.dataset_name / name
+
+
+def _predict(images: Path, output: Path, model: Path) -> None:
+    """Stock nnU-Net's predictor, one case after the other, on the device that the training took."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    from hssl_nnunet.launch import choose_device
+
+    device = choose_device(None)
+    output.mkdir(parents=True, exist_ok=True)
+    predictor = nnUNetPredictor(perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), None)
+    predictor.predict_from_files_sequential(str(images), str(output))
+
+
+# ---------------------------------------------------------------- results
+
+
+def dice_per_case(predictions: Path, truth: Path) -> list[dict[str, float]]:
+    """Dice of each label in each case of `truth`, by nnU-Net's own metric; nan where mask and prediction lack it."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    values = {name: value for value, name in enumerate(TARGET.labels, start=1)}
+    results = []
+    for mask in sorted(truth.glob(f"{TARGET.case(0)[:-3]}*.nii.gz")):
+        metrics = compute_metrics(str(mask), str(predictions / mask.name), SimpleITKIO(), list(values.values()))
+        results.append({name: float(metrics["metrics"][value]["Dice"]) for name, value in values.items()})
+    return results
+
+
+def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
+    from hssl_nnunet.demo.picture import draw_demo
+
+    scores: Scores = {arm: dice_per_case(demo.predictions(arm), demo.truth) for arm in ARMS}
+    write_json(demo.out / "dice.json", scores)
+    draw_demo(demo, scores)
+    console = journal.console
+    console.print()
+    console.print(results_table(scores))
+    console.print(
+        f"{FEW} labelled training cases, {TARGET.num_test} test cases, one seed: this shows that the parts work "
+        "together, not which arm is better."
+    )
+    console.print(f"\nFinished in {seconds / 60:.1f} min. Look at")
+    for path, what in (
+        (demo.out / "demo.png", "the picture of this run"),
+        (demo.pretraining_folder, "curves, embeddings, reconstructions, weights"),
+        (demo.weights, "`hssl inspect` shows what it holds"),
+        (demo.out / "models", "models that stock nnU-Net predicts with"),
+    ):
+        console.print(f"  {path}  {what}", soft_wrap=True)
+    console.print(NEXT)
+
+
+NEXT = """
+Next, on your own tasks (nnU-Net's three folders exported, see `hssl doctor`):
+  hssl convert_msd -i TaskXX_Name
+  hssl plan_and_preprocess -d 1 2 3
+  hssl corpus -d 1 2 3 -o 900
+  hssl pretrain 900
+  hssl seed -d 1 -w .../hssl.safetensors
+  hssl finetune 1 3d_fullres 0"""
+
+
+def results_table(scores: Scores) -> Table:
+    """Mean Dice over the test cases, one line a label, one column an arm; nan does not count."""
+    table = Table(title=f"Dice on {TARGET.num_test} test cases of {TARGET.dataset_name}", title_justify="left")
+    table.add_column("label")
+    for arm in scores:
+        table.add_column(arm, justify="right")
+    table.add_column("difference", justify="right")
+    for label in (*TARGET.labels, "mean"):
+        means = [mean_dice(cases, label) for cases in scores.values()]
+        table.add_row(label, *(f"{m:.3f}" for m in means), f"{means[-1] - means[0]:+.3f}")
+    return table
+
+
+def mean_dice(cases: list[dict[str, float]], label: str) -> float:
+    """Mean Dice of a label over cases, or of all labels for `mean`; nan when no case counts."""
+    if label == "mean":
+        return mean(mean_dice(cases, name) for name in cases[0])
+    values = [case[label] for case in cases if case[label] == case[label]]
+    return mean(values) if values else float("nan")
