@@ -73,7 +73,7 @@ def _ellipsoid(grid: Floats, centre: Floats, radii: tuple[float, ...], rng: np.r
     """Normalised distance from the centre of a randomly tilted ellipsoid: below 1 inside."""
     z, y, x = _tilted(grid, centre, rng.normal(0, 0.15))
     size = rng.normal(1, 0.08)
-    return np.hypot(np.hypot(z / radii[0], y / radii[1]), x / radii[2]) / size
+    return np.asarray(np.hypot(np.hypot(z / radii[0], y / radii[1]), x / radii[2]) / size)
 
 
 def _tilted(grid: Floats, centre: Floats, angle: float) -> Floats:
@@ -118,7 +118,7 @@ def image_mr(tissues: Tissues, table: Floats, spacing_mm: tuple[float, ...], rng
 
 
 def image_pet(tissues: Tissues, table: Floats, spacing_mm: tuple[float, ...], rng: np.random.Generator) -> Floats:
-    """Standardised uptake values: counts after the scanner's point spread, Poisson, then the reconstruction's filter."""
+    """Standardised uptake values: counts after the scanner's point spread, Poisson, then a filter."""
     sigma = [PET_FWHM_MM * FWHM_TO_SIGMA / s for s in spacing_mm]
     expected = gaussian_filter(_values(table, tissues, SPREAD, 0.1, rng), sigma).clip(0)
     return np.asarray(gaussian_filter(rng.poisson(expected * PET_COUNTS) / PET_COUNTS, 0.6))
@@ -134,6 +134,7 @@ class Domain:
     Attributes:
         number: id of the dataset.
         name: name of the dataset.
+        modality: its group in the hierarchy.
         tables: channel name -> value of each tissue.
         imaging: the physics, the same for every channel.
         spacing_mm: voxel size along (z, y, x).
@@ -145,6 +146,7 @@ class Domain:
 
     number: int
     name: str
+    modality: str
     tables: dict[str, tuple[float, ...]]
     imaging: Imaging
     spacing_mm: tuple[float, float, float]
@@ -167,6 +169,7 @@ DOMAINS = (
     Domain(
         number=1,
         name="TrunkCT",
+        modality="CT",
         tables={"CT": HU},
         imaging=image_ct,
         spacing_mm=(5.0, 1.0, 1.0),
@@ -177,6 +180,7 @@ DOMAINS = (
     Domain(
         number=2,
         name="PancreasMR",
+        modality="MR",
         tables={"T1": T1},
         imaging=image_mr,
         spacing_mm=(1.0, 1.0, 1.0),
@@ -188,6 +192,7 @@ DOMAINS = (
     Domain(
         number=3,
         name="LesionPET",
+        modality="PET",
         tables={"PET": SUV},
         imaging=image_pet,
         spacing_mm=(4.0, 4.0, 4.0),
@@ -197,6 +202,7 @@ DOMAINS = (
     Domain(
         number=4,
         name="OrgansMR",
+        modality="MR",
         tables={"T2": T2, "ADC": ADC},
         imaging=image_mr,
         spacing_mm=(6.0, 1.0, 1.0),
@@ -206,6 +212,7 @@ DOMAINS = (
     Domain(
         number=5,
         name="UnlabelledCT",
+        modality="CT",
         tables={"CT": HU},
         imaging=image_ct,
         spacing_mm=(1.5, 1.5, 1.5),

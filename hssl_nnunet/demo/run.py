@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, write_msd, write_unlabelled
 from hssl_nnunet.errors import HSSLError
@@ -30,34 +30,39 @@ VALIDATION = 2
 ARMS = {"scratch": SCRATCH_TRAINER, "seeded": FINETUNE_TRAINER}
 JOURNAL = "demo.json"
 
-Scores = dict[str, list[dict[str, float]]]
-"""Arm -> for each test case, in the order of their names: label -> Dice (nan where mask and prediction are empty)."""
 
-
-@dataclass
 class Journal:
-    """What of a demo is done: seconds of each finished stage, kept in the demo's folder.
+    """What of a demo is done, and what it says: commands and results to the user, nnU-Net's many lines to a file.
 
     Attributes:
-        path: the file.
-        seconds: stage -> its wall time.
-        console: where the commands are shown.
+        console: the user's terminal.
+        seconds: stage -> its wall time; kept in the demo's folder.
     """
 
-    path: Path
-    seconds: dict[str, float] = field(default_factory=dict)
-    console: Console = field(default_factory=lambda: Console(highlight=False))
+    def __init__(self, out: Path, seconds: Mapping[str, float]):
+        self.path, self.log = out / JOURNAL, out / "demo.log"
+        self.seconds = dict(seconds)
+        # keeps the terminal while standard output goes to the log; in a file rich would cut tables at 80
+        self.console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
 
     def run(self, stage: str, command: str, action: Callable[[], object]) -> None:
         """Show a stage's command, and run it unless an earlier run has finished it."""
         self.console.print(f"\n[bold cyan]$ {escape(command)}[/]", soft_wrap=True)
         if stage in self.seconds:
-            self.console.print(f"done before, in {self.seconds[stage]:.0f} s")
+            self.console.print(f"  finished by an earlier run, in {self.seconds[stage]:.0f} s")
             return
         start = time.monotonic()
-        action()
+        with self._to_log(command):
+            action()
         self.seconds[stage] = time.monotonic() - start
+        self.console.print(f"  {self.seconds[stage]:.0f} s")
         write_json(self.path, {"seconds": self.seconds})
+
+    @contextmanager
+    def _to_log(self, command: str) -> Iterator[None]:
+        with self.log.open("a", buffering=1) as log, redirect_stdout(log):
+            print(f"\n$ {command}")
+            yield
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ class Demo:
     def exclusions(self) -> Path:
         """Cases that pretraining must not see."""
         return self.out / "exclude.txt"
+
+    @property
+    def hierarchy(self) -> Path:
+        """Groups of the domains."""
+        return self.out / "hierarchy.json"
 
     @property
     def pretraining_folder(self) -> Path:
@@ -136,7 +146,8 @@ def run_demo(
     os.environ.update({variable: str(demo.out / variable) for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS)})
     set_environment()
     for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS):
-        journal.console.print(f"export {variable}={demo.out / variable}", soft_wrap=True)
+        journal.console.print(f"[cyan]export {variable}={escape(str(demo.out / variable))}[/]", soft_wrap=True)
+    journal.console.print(f"nnU-Net's own output goes to {escape(str(journal.log))}", soft_wrap=True)
     _prepare(demo, journal)
     _pretrain(demo, journal)
     for arm in ARMS:
@@ -148,12 +159,11 @@ def run_demo(
 def _open_journal(out: Path) -> Journal:
     path = out / JOURNAL
     if path.is_file():
-        return Journal(path, read_json(path)["seconds"])
+        return Journal(out, read_json(path)["seconds"])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise HSSLError(f"{out} exists and is not a folder of `hssl demo`. Name another one with `--out DIR`.")
-    journal = Journal(path)
     write_json(path, {"seconds": {}})
-    return journal
+    return Journal(out, {})
 
 
 # ---------------------------------------------------------------- stages
@@ -173,11 +183,10 @@ def _prepare(demo: Demo, journal: Journal) -> None:
             journal.run(f"convert {domain.name}", f"hssl convert_msd -i {source}", convert)
     preprocess = partial(plan_and_preprocess, [d.number for d in DOMAINS], (CONFIGURATION,), PRESET)
     journal.run("preprocess", f"hssl plan_and_preprocess -d {numbers} --preset {PRESET}", preprocess)
-    splits = f"# {FEW} training cases in splits_final.json; validation and test cases in {demo.exclusions.name}"
-    journal.run("split", splits, partial(_few_labels, demo))
-    command = (
-        f"hssl corpus -d {numbers} -o {CORPUS_ID} -n {CORPUS_NAME} -p {demo.plans_name} --exclude {demo.exclusions}"
-    )
+    note = f"# {FEW} training cases into splits_final.json; those that test them into {demo.exclusions.name}"
+    journal.run("choices", f"{note}; groups into {demo.hierarchy.name}", partial(_choices, demo))
+    command = f"hssl corpus -d {numbers} -o {CORPUS_ID} -n {CORPUS_NAME} -p {demo.plans_name}"
+    command += f" --hierarchy {demo.hierarchy} --exclude {demo.exclusions}"
     journal.run("corpus", command, partial(_corpus, demo, journal.console))
 
 
@@ -191,13 +200,14 @@ def _phantoms(demo: Demo) -> None:
             write_unlabelled(domain, demo.out / ENV_RAW / domain.dataset_name)
 
 
-def _few_labels(demo: Demo) -> None:
-    """Train the target on few cases; hide the patients that test it from pretraining."""
+def _choices(demo: Demo) -> None:
+    """Train the target on few cases; hide the patients that test it from pretraining; group domains by modality."""
     cases = [TARGET.case(i) for i in range(TARGET.num_training + TARGET.num_test)]
     training, validation, test = cases[:FEW], cases[FEW : FEW + VALIDATION], cases[TARGET.num_training :]
     split = [{"train": training, "val": validation}]
     write_json(demo.out / ENV_PREPROCESSED / TARGET.dataset_name / "splits_final.json", split)
     demo.exclusions.write_text("".join(f"{TARGET.number}:{case}\n" for case in validation + test))
+    write_json(demo.hierarchy, {"groups": {d.dataset_name: [d.modality] for d in DOMAINS}})
 
 
 def _corpus(demo: Demo, console: Console) -> None:
@@ -209,6 +219,7 @@ def _corpus(demo: Demo, console: Console) -> None:
         CORPUS_NAME,
         plans_name=demo.plans_name,
         configuration=CONFIGURATION,
+        hierarchy_file=demo.hierarchy,
         exclude_file=demo.exclusions,
         pretraining_overrides=demo.pretraining,
         overwrite=True,
@@ -284,25 +295,13 @@ def _predict(images: Path, output: Path, model: Path) -> None:
 # ---------------------------------------------------------------- results
 
 
-def dice_per_case(predictions: Path, truth: Path) -> list[dict[str, float]]:
-    """Dice of each label in each case of `truth`, by nnU-Net's own metric; nan where mask and prediction lack it."""
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-
-    values = {name: value for value, name in enumerate(TARGET.labels, start=1)}
-    results = []
-    for mask in sorted(truth.glob(f"{TARGET.case(0)[:-3]}*.nii.gz")):
-        metrics = compute_metrics(str(mask), str(predictions / mask.name), SimpleITKIO(), list(values.values()))
-        results.append({name: float(metrics["metrics"][value]["Dice"]) for name, value in values.items()})
-    return results
-
-
 def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
-    from hssl_nnunet.demo.picture import draw_demo
+    from hssl_nnunet.demo.picture import Scores, dice_per_case, draw_demo, results_table
 
     scores: Scores = {arm: dice_per_case(demo.predictions(arm), demo.truth) for arm in ARMS}
     write_json(demo.out / "dice.json", scores)
-    draw_demo(demo, scores)
+    predictions = {arm: demo.predictions(arm) for arm in ARMS}
+    draw_demo(demo.out / "demo.png", demo.truth, predictions, scores, demo.pretraining_folder)
     console = journal.console
     console.print()
     console.print(results_table(scores))
@@ -329,24 +328,3 @@ Next, on your own tasks (nnU-Net's three folders exported, see `hssl doctor`):
   hssl pretrain 900
   hssl seed -d 1 -w .../hssl.safetensors
   hssl finetune 1 3d_fullres 0"""
-
-
-def results_table(scores: Scores) -> Table:
-    """Mean Dice over the test cases, one line a label, one column an arm; nan does not count."""
-    table = Table(title=f"Dice on {TARGET.num_test} test cases of {TARGET.dataset_name}", title_justify="left")
-    table.add_column("label")
-    for arm in scores:
-        table.add_column(arm, justify="right")
-    table.add_column("difference", justify="right")
-    for label in (*TARGET.labels, "mean"):
-        means = [mean_dice(cases, label) for cases in scores.values()]
-        table.add_row(label, *(f"{m:.3f}" for m in means), f"{means[-1] - means[0]:+.3f}")
-    return table
-
-
-def mean_dice(cases: list[dict[str, float]], label: str) -> float:
-    """Mean Dice of a label over cases, or of all labels for `mean`; nan when no case counts."""
-    if label == "mean":
-        return mean(mean_dice(cases, name) for name in cases[0])
-    values = [case[label] for case in cases if case[label] == case[label]]
-    return mean(values) if values else float("nan")
