@@ -102,14 +102,18 @@ def prepare(job: Job, data: Path) -> None:
 
 
 def write_splits(job: Job, target: str) -> list[str]:
-    """Fold k: the labelled cases of seed k, and as validation the test cases, which are the same in every fold."""
+    """Fold k: the labelled cases of seed k, and as validation the test cases, which are the same in every fold.
+
+    The fold after the last seed's is for development: the first seed's labelled cases, validated on other cases.
+    """
     folder = job.folder("preprocessed") / target
     cases = sorted(p.name.split(".")[0] for p in (folder / "gt_segmentations").iterdir())
     num_test, num_train = TARGETS[target]
     test = sorted(np.random.default_rng(2021).choice(cases, num_test, replace=False).tolist())
     rest = [case for case in cases if case not in test]
     train = [sorted(np.random.default_rng(seed).choice(rest, num_train, replace=False).tolist()) for seed in SEEDS]
-    write_json(folder / "splits_final.json", [{"train": cases, "val": test} for cases in train])
+    development = {"train": train[0], "val": [case for case in rest if case not in train[0]][:num_test]}
+    write_json(folder / "splits_final.json", [*({"train": cases, "val": test} for cases in train), development])
     return [f"{target}:{case}" for case in test]
 
 
