@@ -2,8 +2,8 @@
 
     python benchmarks/head_seeds.py DATASET FOLD -p PLANS_HSSL [--out benchmarks/results/head_seeds.json]
 
-PLANS_HSSL is what `hssl seed` wrote. Runs `nnUNetTrainerHSSLFinetune` itself on a copy of these plans with half the patch
-and few steps, and reads nnU-Net's pseudo Dice of every label on the fold's validation cases after every epoch. A label
+PLANS_HSSL is what `hssl seed` wrote. Runs `nnUNetTrainerHSSLFinetune` itself on a copy of these plans with half the
+patch and few steps, and reads nnU-Net's pseudo Dice of every label on the fold's validation cases after every epoch. A label
 is dead when its Dice stays below 0.01.
 """
 

@@ -201,7 +201,7 @@ class DomainPlan:
     plans_name: str
     data_identifier: str
     modality: str
-    groups: tuple[str, ...]
+    groups: Annotated[tuple[str, ...], Field(min_length=1)]
     num_images: Count
     spacing: tuple[Positive, ...]
     patch_size: tuple[Count, ...]
@@ -335,9 +335,14 @@ def corpus_block(plans: dict[str, Any], source: str | Path) -> CorpusBlock:
     """The `hssl` block of a corpus' plans.
 
     Raises:
-        HSSLError: the block is missing, belongs to a target, or has wrong keys.
+        HSSLError: the block is missing, belongs to a target, has wrong keys, or domains differ in levels of groups.
     """
-    return _block(CorpusBlock, plans, source, "hssl corpus -d ... -o ...")
+    block = _block(CorpusBlock, plans, source, "hssl corpus -d ... -o ...")
+    levels = {d.dataset_name: len(d.groups) for d in block.domains}
+    if len(set(levels.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in levels.items())
+        raise HSSLError(f"Every domain of {source} needs as many `groups`, finest first; got {counts}. Edit the file.")
+    return block
 
 
 def target_block(plans: dict[str, Any], source: str | Path) -> TargetBlock:

@@ -78,7 +78,7 @@ class Embedding(nn.Module):
 
 def _resize(share: Tensor, shape: Sequence[int]) -> Tensor:
     pool = functional.adaptive_avg_pool3d if share.ndim == 5 else functional.adaptive_avg_pool2d
-    return pool(share, tuple(shape))
+    return pool(share, tuple(shape))  # type: ignore[arg-type]
 
 
 class Projector(nn.Module):

@@ -45,6 +45,8 @@ class DomainNetwork:
 
     def __init__(self, topology: Topology, shapes: Mapping[str, Sequence[int]], *, decodes: bool, compiled: bool):
         self.skeleton = topology.build(device="meta")
+        self.encoder = self.skeleton.get_submodule("encoder")
+        self.decoder = self.skeleton.get_submodule("decoder")
         entries = plan_projection(shapes, self.skeleton, topology, segmentation=True)
         self.entries = [e for e in entries if decodes or e.part == "encoder"]
         self.decodes = decodes
@@ -61,11 +63,11 @@ class DomainNetwork:
         Returns:
             The encoder's features, level 0 first, and the reconstruction `(B, 1, X, Y[, Z])`, if there is one.
         """
-        skips = functional_call(self.skeleton.encoder, _below("encoder.", parameters), (views,))
+        skips = functional_call(self.encoder, _below("encoder.", parameters), (views,))
         if not self.decodes:
             return skips, None
         first = [features[:num_decoded] for features in skips]
-        return skips, functional_call(self.skeleton.decoder, _below("decoder.", parameters), (first,))
+        return skips, functional_call(self.decoder, _below("decoder.", parameters), (first,))
 
 
 def _below(prefix: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +145,7 @@ class HSSLNetwork(nn.Module):
             `(B, embedding_width)`.
         """
         parameters = project(self.shared.tensors(), self.domains[domain].entries)
-        skips = functional_call(self.domains[domain].skeleton.encoder, _below("encoder.", parameters), (images,))
+        skips = functional_call(self.domains[domain].encoder, _below("encoder.", parameters), (images,))
         return self.embedding(skips, valid)  # type: ignore[misc, no-any-return]
 
 

@@ -122,7 +122,7 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
     def stock_network(self) -> nn.Module:
         """nnU-Net's network, without the wrappers of DDP and compile."""
         network = self.network.module if self.is_ddp else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network  # type: ignore[no-any-return]
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _preprocessed(self) -> Path:
         return Path(self.preprocessed_dataset_folder_base)

@@ -108,8 +108,9 @@ class Monitor:
         for chunk, result in zip(chunks, outputs.reconstructions, strict=False):
             target = standardised(chunk.target, chunk.valid[0])
             seen = target.masked_fill(chunk.hidden, math.nan)
-            images = [part[0, 0].float().cpu().numpy() for part in (target, seen, result.prediction)]
-            sheet.append((self.corpus.domains[chunk.domain].dataset_name, *images))
+            images = (part[0, 0].float().cpu().numpy() for part in (target, seen, result.prediction))
+            name = self.corpus.domains[chunk.domain].dataset_name
+            sheet.append((name, next(images), next(images), next(images)))
         if sheet:
             pictures.plot_reconstructions(self.output_folder / "reconstructions.png", sheet)
 

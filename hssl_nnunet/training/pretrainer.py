@@ -48,6 +48,10 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     learning rate one of the epoch, so that a checkpoint of nnU-Net's layout resumes the run exactly.
     """
 
+    is_ddp: bool
+    current_epoch: int
+    _best_ema: float | None  # nnU-Net's name; here the lowest held-out loss
+
     def __init__(
         self,
         plans: dict[str, Any],
@@ -143,9 +147,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.terms(batch)
         if self.grad_scaler is None:
-            terms["total"].backward()
+            terms["total"].backward()  # type: ignore[no-untyped-call]
         else:
-            self.grad_scaler.scale(terms["total"]).backward()
+            self.grad_scaler.scale(terms["total"]).backward()  # type: ignore[no-untyped-call]
             self.grad_scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
         if self.grad_scaler is None:
@@ -227,8 +231,12 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
                 self.print_to_log_file(f"{key} {log[key][-1]:.4f}")
         seconds = log["epoch_end_timestamps"][-1] - log["epoch_start_timestamps"][-1]
         self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
-        curves = {k: v for k, v in log.items() if v and not k.startswith("epoch_") and not isinstance(v[0], list)}
-        plot_curves(Path(self.output_folder) / "progress.png", curves)
+        plot_curves(Path(self.output_folder) / "progress.png", self.curves())
+
+    def curves(self) -> dict[str, list[float]]:
+        """What was logged for every epoch: losses, learning rate, probes (nan in an epoch without them)."""
+        log = self.logger.local_logger.my_fantastic_logging
+        return {k: [float(x) for x in v] for k, v in log.items() if v and not k.startswith("epoch_")}
 
     def on_train_end(self) -> None:
         """Save the last checkpoint and the weights file."""
@@ -277,7 +285,6 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def metadata(self) -> WeightsMetadata:
         """What the weights file says about itself."""
-        log = self.logger.local_logger.my_fantastic_logging
         return WeightsMetadata(
             family=self.model.shared.family,
             dim=len(self.corpus.domains[0].patch_size),
@@ -293,7 +300,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
                 )
                 for r in self.rows
             ),
-            curves={k: [float(x) for x in v] for k, v in log.items() if v and not isinstance(v[0], list)},
+            curves=self.curves(),
             versions=versions(),
             seed=self.plan.seed,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -46,7 +46,7 @@ class ChunkPreparer:
         seen = views.augmented.clone()
         seen[0] = seen[0].masked_fill(hidden, 0.0)
         layout = memory_format(self.device, seen.ndim - 3)
-        seen = seen.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, seen.shape[:2])
+        seen = seen.flatten(0, 1).contiguous(memory_format=layout).view(seen.shape)
         return Chunk(raw.domain, seen, views.clean[0], views.valid, hidden)
 
     def _hidden(self, valid: Tensor, geometry: DomainGeometry, seed: int) -> Tensor:

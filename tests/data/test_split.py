@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import image_row
 
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.data.split import held_out_rows
 
 
+TEMPLATE = ImageRow(0, "Dataset001_Toy", "", 0, "", True, "-", "-", "-", (1.0, 1.0, 1.0), (1, 1, 1), ("toy",))
+
+
 def rows_of(patients: dict[int, list[str]]) -> list[ImageRow]:
     """Two images of each patient, domain -> patients."""
     return [
-        replace(image_row(f"{patient}_{visit}", domain), patient=patient)
+        replace(TEMPLATE, domain=domain, case=f"{domain}_{patient}_{visit}", patient=patient)
         for domain, names in patients.items()
         for patient in names
         for visit in range(2)

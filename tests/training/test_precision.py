@@ -56,7 +56,9 @@ def test_convolutions_run_in_the_planned_type(plan, expected) -> None:
     assert convolution(image).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("shape", "layout"), [((2, 3, 4, 5, 6), torch.channels_last_3d), ((2, 3, 4, 5), torch.channels_last)])
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((2, 3, 4, 5, 6), torch.channels_last_3d), ((2, 3, 4, 5), torch.channels_last)]
+)
 def test_batches_lie_channels_last_with_the_same_values(shape, layout) -> None:
     image = torch.randn(shape)
     formatted = precision.formatted(image, CPU)
