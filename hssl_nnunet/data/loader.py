@@ -63,7 +63,7 @@ class ChunkLoader:
             HSSLError: an image could not be read, or the chunks cannot be shared out among the ranks.
         """
         if self._pool is None:
-            chunks = [self._read(plan) for plan in self._plans(self.step)]
+            chunks = self.read(self.step)
         else:
             while len(self._ahead) <= STEPS_AHEAD:
                 plans = self._plans(self.step + len(self._ahead))
@@ -73,13 +73,13 @@ class ChunkLoader:
         self.step += 1
         return chunks
 
-    def seek(self, step: int) -> None:
-        """Let `step` be the next one; what was read ahead is dropped."""
-        for futures in self._ahead:
-            for future in futures:
-                future.cancel()
-        self._ahead.clear()
-        self.step = step
+    def read(self, step: int) -> list[RawChunk]:
+        """Chunks of this rank for any step, read now; the loader stays where it is.
+
+        Raises:
+            HSSLError: as `next`.
+        """
+        return [self._read(plan) for plan in self._plans(step)]
 
     def close(self) -> None:
         """Stop the threads; the loader cannot be used afterwards."""

@@ -1,8 +1,8 @@
 """Phantoms: one kind of anatomy under five imaging physics, from fixed seeds.
 
-A trunk with liver, spleen, pancreas, spine and lesions is drawn at random for each case, in units of the field of view,
-and then imaged: Hounsfield units with thick slices, MR with bias field and Rician noise, PET with a wide point spread
-and Poisson noise. Four domains are written as MSD folders, the fifth, without masks, in nnU-Net's raw form.
+A trunk with liver, spleen, pancreas, spine and lesions is drawn at random for each case, and then imaged: Hounsfield
+units with thick slices, MR with bias field and Rician noise, PET with a wide point spread and Poisson noise. Four
+domains are written as MSD folders, the fifth, without masks, in nnU-Net's raw form.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Floats = NDArray[np.float64]
 Tissues = NDArray[np.uint8]
 Imaging = Callable[[Tissues, Floats, tuple[float, ...], np.random.Generator], Floats]
 
-AIR, FAT, MUSCLE, BONE, LIVER, SPLEEN, HEAD, TAIL, LESION = range(9)  # head and tail are the pancreas'
+AIR, FAT, MUSCLE, BONE, LIVER, SPLEEN, PANCREAS, LESION = range(8)
 
 # one value a tissue, in the order above
-HU = (-1000, -100, 45, 450, 150, 180, 115, 115, 70)  # after contrast agent
-T1 = (0, 900, 380, 150, 560, 430, 520, 500, 300)
-T2 = (0, 700, 250, 200, 340, 600, 450, 450, 800)
-ADC = (0, 200, 1200, 400, 1100, 800, 1300, 1300, 650)  # 1e-6 mm^2 / s
-SUV = (0.02, 0.3, 0.7, 1.0, 2.2, 1.8, 1.3, 1.3, 7.0)
+HU = (-1000, -100, 45, 450, 150, 180, 115, 70)  # after contrast agent
+T1 = (0, 900, 380, 150, 540, 440, 680, 300)
+T2 = (0, 700, 250, 200, 340, 600, 450, 800)
+ADC = (0, 200, 1200, 400, 1100, 800, 1300, 650)  # 1e-6 mm^2 / s
+SUV = (0.02, 0.3, 0.7, 1.0, 2.2, 1.8, 1.3, 7.0)
 
 HU_SPREAD, SPREAD = 0.015, 0.08  # of a tissue's value, between patients; the first of the density, HU + 1000
 PET_FWHM_MM = 7.0
@@ -41,17 +41,18 @@ FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 # ---------------------------------------------------------------- anatomy
 
 
-def draw_anatomy(shape: tuple[int, int, int], rng: np.random.Generator) -> Tissues:
+def draw_anatomy(shape: tuple[int, int, int], zoom: float, rng: np.random.Generator) -> Tissues:
     """Draw one patient.
 
     Args:
         shape: voxels along (z, y, x) = (head, back, left).
+        zoom: 1 shows the whole trunk, 2 its middle half along each axis.
         rng: decides position, size and tilt of every organ.
 
     Returns:
         Tissue of each voxel, `shape`, uint8.
     """
-    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))  # (3, Z, Y, X)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1 / zoom, 1 / zoom, n) for n in shape), indexing="ij"))  # (3, Z, Y, X)
     tissues = np.full(shape, AIR, np.uint8)
 
     def paint(tissue: int, centre: tuple[float, ...], radii: tuple[float, ...], jitter: float = 0.06) -> None:
@@ -82,12 +83,12 @@ def _tilted(grid: Floats, centre: Floats, angle: float) -> Floats:
 
 
 def _paint_pancreas(tissues: Tissues, grid: Floats, rng: np.random.Generator) -> None:
-    """A bent tube across the trunk; a plane near its middle parts the head from the tail."""
-    centre = np.add((0.35, 0.0, 0.12), rng.normal(0, 0.06, 3))
+    """A bent tube across the trunk."""
+    centre = np.add((0.3, 0.0, 0.08), rng.normal(0, 0.06, 3))
     z, y, x = _tilted(grid, centre, rng.normal(0, 0.2))
     y = y + rng.uniform(0.4, 0.9) * x**2
     inside = np.hypot(np.hypot(z / 0.32, y / 0.2), x / 0.5) / rng.normal(1, 0.08) < 1
-    tissues[inside] = np.where(x < -0.05, HEAD, TAIL)[inside]
+    tissues[inside] = PANCREAS
 
 
 # ---------------------------------------------------------------- physics
@@ -139,6 +140,7 @@ class Domain:
         imaging: the physics, the same for every channel.
         spacing_mm: voxel size along (z, y, x).
         shape: voxels along (z, y, x); each case differs by up to a tenth.
+        zoom: 1 shows the whole trunk, 2 its middle half along each axis.
         labels: label name -> its tissues; none = a dataset without masks.
         num_training: cases in imagesTr.
         num_test: cases in imagesTs.
@@ -151,6 +153,7 @@ class Domain:
     imaging: Imaging
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, int, int]
+    zoom: float = 1.0
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
     num_training: int = 10
     num_test: int = 0
@@ -174,18 +177,19 @@ DOMAINS = (
         imaging=image_ct,
         spacing_mm=(5.0, 1.0, 1.0),
         shape=(20, 48, 48),
-        labels={"liver": (LIVER, LESION), "lesion": (LESION,)},
+        labels={"liver": (LIVER, LESION), "spleen": (SPLEEN,)},
         num_test=2,
     ),
     Domain(
         number=2,
-        name="PancreasMR",
+        name="AbdomenMR",
         modality="MR",
         tables={"T1": T1},
         imaging=image_mr,
         spacing_mm=(1.0, 1.0, 1.0),
-        shape=(40, 40, 40),
-        labels={"head": (HEAD,), "tail": (TAIL,)},
+        shape=(32, 36, 36),
+        zoom=1.4,
+        labels={"pancreas": (PANCREAS,), "spleen": (SPLEEN,)},
         num_training=14,
         num_test=8,
     ),
@@ -201,13 +205,13 @@ DOMAINS = (
     ),
     Domain(
         number=4,
-        name="OrgansMR",
+        name="LiverMR",
         modality="MR",
         tables={"T2": T2, "ADC": ADC},
         imaging=image_mr,
         spacing_mm=(6.0, 1.0, 1.0),
         shape=(16, 48, 48),
-        labels={"spleen": (SPLEEN,), "pancreas": (HEAD, TAIL)},
+        labels={"liver": (LIVER,), "lesion": (LESION,)},
     ),
     Domain(
         number=5,
@@ -235,7 +239,7 @@ def make_case(domain: Domain, index: int) -> tuple[list[sitk.Image], sitk.Image]
         round(domain.shape[1] * stretch[1]),
         round(domain.shape[2] * stretch[2]),
     )
-    tissues = draw_anatomy(shape, rng)
+    tissues = draw_anatomy(shape, domain.zoom, rng)
     channels = [domain.imaging(tissues, np.array(t, float), domain.spacing_mm, rng) for t in domain.tables.values()]
     mask = np.zeros(shape, np.uint8)
     for value, members in enumerate(domain.labels.values(), start=1):

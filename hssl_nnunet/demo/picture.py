@@ -23,7 +23,18 @@ from hssl_nnunet.training.pictures import OKABE_ITO
 BLUE, ORANGE, GREEN, RED, *_ = OKABE_ITO
 LABEL_COLOURS = (ORANGE, OKABE_ITO[5])
 ARM_COLOURS = (OKABE_ITO[7], BLUE)
-CURVES = {"train_losses": "total", "train_image": "image", "train_task": "task", "train_group": "group"}
+CURVES = {
+    "train_losses": ("weighted sum", "black"),
+    "train_reconstruction": ("reconstruction", RED),
+    "train_image": ("image", BLUE),
+    "train_task": ("task", ORANGE),
+    "train_group": ("group", GREEN),
+}
+TITLES = (
+    "1  Five domains, one of them without masks, ...",
+    "2  ... teach one set of weights ...",
+    "3  ... that seeds the nnU-Net plan of the target",
+)
 HU_WINDOW = (-150, 300)
 
 Array = NDArray[Any]
@@ -66,7 +77,7 @@ def mean_dice(cases: Sequence[Mapping[str, float]], label: str) -> float:
 
 
 def draw_demo(path: Path, truth: Path, predictions: Mapping[str, Path], scores: Scores, pretraining: Path) -> None:
-    """Draw domains (top), one test case and all Dice values (middle), loss and embeddings (bottom).
+    """Draw domains (top), what pretraining shows of itself (middle), one test case and all Dice values (bottom).
 
     Args:
         path: the PNG to write.
@@ -75,22 +86,20 @@ def draw_demo(path: Path, truth: Path, predictions: Mapping[str, Path], scores: 
         scores: arm -> for each test case: label -> Dice.
         pretraining: results folder of the pretraining.
     """
-    figure = Figure(figsize=(15, 13), layout="constrained")
-    parts: Any = figure.subfigures(3, 1, height_ratios=(3.2, 4, 4.6), hspace=0.02)
-    top, middle, bottom = parts
-    top.suptitle("Five domains teach one set of weights", fontweight="bold")
-    for axis, domain in zip(top.subplots(1, len(DOMAINS)), DOMAINS, strict=True):
+    figure = Figure(figsize=(15, 15), layout="constrained")
+    parts: Any = figure.subfigures(3, 1, height_ratios=(3.2, 5.2, 4), hspace=0.02)
+    for part, title in zip(parts, TITLES, strict=True):
+        part.suptitle(title, fontweight="bold")
+    for axis, domain in zip(parts[0].subplots(1, len(DOMAINS)), DOMAINS, strict=True):
         _draw_domain(axis, domain)
-    middle.suptitle("They seed the plan of the target", fontweight="bold")
-    *panels, dots = middle.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
+    loss, reconstructions, embeddings = parts[1].subplots(1, 3, width_ratios=(1.2, 0.85, 1.2))
+    _draw_loss(loss, read_json(pretraining / "hssl.json")["curves"])
+    _paste(reconstructions, imread(pretraining / "reconstructions.png"), "reconstructions of held-out images")
+    picture = imread(pretraining / "embeddings.png")
+    _paste(embeddings, picture[:, : picture.shape[1] // 2], "embeddings of held-out images")  # the half by domain
+    *panels, dots = parts[2].subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
     _draw_case(panels, truth, predictions, scores)
     _draw_dice(dots, scores)
-    bottom.suptitle("Pretraining", fontweight="bold")
-    loss, embeddings = bottom.subplots(1, 2, width_ratios=(1, 2))
-    _draw_loss(loss, read_json(pretraining / "hssl.json")["curves"])
-    embeddings.imshow(imread(pretraining / "embeddings.png"))
-    embeddings.set_axis_off()
-    embeddings.set_title("embeddings of held-out images", fontsize=10)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
@@ -136,12 +145,19 @@ def _draw_dice(axis: Axes, scores: Scores) -> None:
 
 
 def _draw_loss(axis: Axes, curves: Mapping[str, Sequence[float]]) -> None:
-    for (key, name), colour in zip(CURVES.items(), ("black", BLUE, ORANGE, GREEN), strict=True):
+    for key, (name, colour) in CURVES.items():
         if key in curves:
             axis.plot(range(1, len(curves[key]) + 1), curves[key], color=colour, label=name)
-    axis.set(xlabel="epoch", ylabel="loss")
+    axis.set(xlabel="epoch", ylim=(0, None))
+    axis.set_title("loss", fontsize=10)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=9)
+
+
+def _paste(axis: Axes, picture: Array, title: str) -> None:
+    axis.imshow(picture)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=10)
 
 
 def _read(path: Path) -> Array:
@@ -154,7 +170,7 @@ def _richest_slice(mask: Array) -> int:
 
 def _show(axis: Axes, image: Array, index: int) -> None:
     is_ct = image.min() < -500
-    low, high = HU_WINDOW if is_ct else np.percentile(image, (1, 99.8))
+    low, high = HU_WINDOW if is_ct else np.percentile(image, (1, 99))
     axis.imshow(image[index], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 

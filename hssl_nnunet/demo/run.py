@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,9 +20,20 @@ from rich.markup import escape
 from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, write_msd, write_unlabelled
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER, finetune, pretrain, set_environment
+from hssl_nnunet.launch import (
+    FINETUNE_TRAINER,
+    PRETRAIN_TRAINER,
+    SCRATCH_TRAINER,
+    choose_device,
+    finetune,
+    pretrain,
+    set_environment,
+)
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, load_preset
+
+if TYPE_CHECKING:
+    import torch
 
 PRESET, CONFIGURATION, FOLD = "demo", "3d_fullres", 0
 CORPUS_ID, CORPUS_NAME = 900, "Phantoms"
@@ -147,7 +159,7 @@ def run_demo(
     set_environment()
     for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS):
         journal.console.print(f"[cyan]export {variable}={escape(str(demo.out / variable))}[/]", soft_wrap=True)
-    journal.console.print(f"nnU-Net's own output goes to {escape(str(journal.log))}", soft_wrap=True)
+    journal.console.print(f"nnU-Net's own output: tail -f {escape(str(journal.log))}", soft_wrap=True)
     _prepare(demo, journal)
     _pretrain(demo, journal)
     for arm in ARMS:
@@ -180,13 +192,13 @@ def _prepare(demo: Demo, journal: Journal) -> None:
         if domain.labels:
             source = demo.msd(domain.number, domain.name)
             convert = partial(convert_msd, source, overwrite=True)
-            journal.run(f"convert {domain.name}", f"hssl convert_msd -i {source}", convert)
+            journal.run(f"convert {domain.name}", _command("hssl convert_msd -i", source), convert)
     preprocess = partial(plan_and_preprocess, [d.number for d in DOMAINS], (CONFIGURATION,), PRESET)
     journal.run("preprocess", f"hssl plan_and_preprocess -d {numbers} --preset {PRESET}", preprocess)
     note = f"# {FEW} training cases into splits_final.json; those that test them into {demo.exclusions.name}"
     journal.run("choices", f"{note}; groups into {demo.hierarchy.name}", partial(_choices, demo))
     command = f"hssl corpus -d {numbers} -o {CORPUS_ID} -n {CORPUS_NAME} -p {demo.plans_name}"
-    command += f" --hierarchy {demo.hierarchy} --exclude {demo.exclusions}"
+    command = _command(command, "--hierarchy", demo.hierarchy, "--exclude", demo.exclusions)
     journal.run("corpus", command, partial(_corpus, demo, journal.console))
 
 
@@ -234,7 +246,7 @@ def _pretrain(demo: Demo, journal: Journal) -> None:
     resumed = _has_checkpoint(demo.pretraining_folder)
     action = partial(pretrain, CORPUS_ID, CONFIGURATION, continue_training=resumed)
     journal.run("pretrain", f"hssl pretrain {CORPUS_ID}{' --c' * resumed}", action)
-    command = f"hssl seed -d {TARGET.number} -p {demo.plans_name} -w {demo.weights}"
+    command = _command(f"hssl seed -d {TARGET.number} -p {demo.plans_name} -w", demo.weights)
     journal.run("seed", command, partial(_seed, demo, journal.console))
 
 
@@ -259,11 +271,14 @@ def _train_and_predict(demo: Demo, journal: Journal, arm: str) -> None:
     command = f"hssl finetune {TARGET.number} {CONFIGURATION} {FOLD}{' --scratch' * scratch}{' --c' * resumed}"
     train = partial(finetune, TARGET.number, CONFIGURATION, FOLD, scratch=scratch, continue_training=resumed)
     journal.run(f"finetune {arm}", command, train)
-    command = f"hssl export -d {TARGET.number} -tr {ARMS[arm]} -o {demo.export_folder(arm)}"
+    command = _command(f"hssl export -d {TARGET.number} -tr {ARMS[arm]} -o", demo.export_folder(arm))
     journal.run(f"export {arm}", command, partial(_export, demo, arm))
     images = demo.out / ENV_RAW / TARGET.dataset_name / "imagesTs"
-    command = f"nnUNetv2_predict_from_modelfolder -i {images} -o {demo.predictions(arm)} -m {_model(demo, arm)}"
-    journal.run(f"predict {arm}", command, partial(_predict, images, demo.predictions(arm), _model(demo, arm)))
+    model, output, device = _model(demo, arm), demo.predictions(arm), choose_device(None)
+    command = _command(
+        "nnUNetv2_predict_from_modelfolder -i", images, "-o", output, "-m", model, "-device", device.type
+    )
+    journal.run(f"predict {arm}", command, partial(_predict, images, output, model, device))
 
 
 def _export(demo: Demo, arm: str) -> None:
@@ -279,17 +294,19 @@ def _model(demo: Demo, arm: str) -> Path:
     return demo.export_folder(arm) / TARGET.dataset_name / name
 
 
-def _predict(images: Path, output: Path, model: Path) -> None:
-    """Stock nnU-Net's predictor, one case after the other, on the device that the training took."""
+def _predict(images: Path, output: Path, model: Path, device: torch.device) -> None:
+    """Stock nnU-Net's predictor, one case after the other: its worker processes take longer to start."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from hssl_nnunet.launch import choose_device
-
-    device = choose_device(None)
     output.mkdir(parents=True, exist_ok=True)
     predictor = nnUNetPredictor(perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), None)
     predictor.predict_from_files_sequential(str(images), str(output))
+
+
+def _command(command: str, *words: object) -> str:
+    """A command line with words that may need quotes."""
+    return f"{command} {shlex.join(map(str, words))}"
 
 
 # ---------------------------------------------------------------- results
@@ -316,8 +333,8 @@ def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
         (demo.weights, "`hssl inspect` shows what it holds"),
         (demo.out / "models", "models that stock nnU-Net predicts with"),
     ):
-        console.print(f"  {path}  {what}", soft_wrap=True)
-    console.print(NEXT)
+        console.print(f"  {path}  {what}", soft_wrap=True, markup=False)
+    console.print(NEXT, markup=False)
 
 
 NEXT = """

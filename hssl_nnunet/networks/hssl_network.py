@@ -41,6 +41,8 @@ class DomainNetwork:
     """A stock nnU-Net network without storage, run with tensors projected from the shared weights.
 
     Not a module: its parameters are empty shells on the meta device, which no optimiser or checkpoint may see.
+    nnU-Net registers some modules twice; `functional_call` finds them by identity, and would leave real tensors in the
+    shells if it tied them by name as well, hence `tie_weights=False`.
     """
 
     def __init__(self, topology: Topology, shapes: Mapping[str, Sequence[int]], *, decodes: bool, compiled: bool):
@@ -63,11 +65,15 @@ class DomainNetwork:
         Returns:
             The encoder's features, level 0 first, and the reconstruction `(B, 1, X, Y[, Z])`, if there is one.
         """
-        skips = functional_call(self.encoder, _below("encoder.", parameters), (views,))
+        skips = self.encode(parameters, views)
         if not self.decodes:
             return skips, None
         first = [features[:num_decoded] for features in skips]
-        return skips, functional_call(self.decoder, _below("decoder.", parameters), (first,))
+        return skips, functional_call(self.decoder, _below("decoder.", parameters), (first,), tie_weights=False)
+
+    def encode(self, parameters: dict[str, Tensor], images: Tensor) -> list[Tensor]:
+        """The encoder's features of images `(B, 1, X, Y[, Z])`, level 0 first."""
+        return functional_call(self.encoder, _below("encoder.", parameters), (images,), tie_weights=False)  # type: ignore[no-any-return]
 
 
 def _below(prefix: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,7 +151,7 @@ class HSSLNetwork(nn.Module):
             `(B, embedding_width)`.
         """
         parameters = project(self.shared.tensors(), self.domains[domain].entries)
-        skips = functional_call(self.domains[domain].encoder, _below("encoder.", parameters), (images,))
+        skips = self.domains[domain].encode(parameters, images)
         return self.embedding(skips, valid)  # type: ignore[misc, no-any-return]
 
 

@@ -65,7 +65,6 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         """Build everything as nnU-Net does, from a seed that is logged, with kernels in the device's format."""
         seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
         torch.manual_seed(seed)
-        precision.avoid_broken_amx()
         super().initialize()
         if self.device.type == "cuda":  # nnU-Net's own autocast names no type, hence takes this one
             torch.set_autocast_dtype("cuda", precision.compute_dtype(self.plan.precision, self.device))
@@ -85,8 +84,8 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
     def start_segmentation_layers(self) -> None:
         """Scale the fresh segmentation layers by the plan's `head_init`.
 
-        At 0 every class starts with the same probability everywhere, so that the seed of these layers cannot let a
-        class die in the first steps.
+        At 0 every class starts with the same probability everywhere, whatever the seed; but the layers then grow too
+        slowly for a short training, and every class of few voxels stays empty (`benchmarks/finetuning_trials.py`).
         """
         for layer in self.stock_network().decoder.seg_layers:  # type: ignore[union-attr]
             for parameter in layer.parameters():
@@ -137,7 +136,7 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         # compile has wrapped the network already, and nnU-Net's decoder holds the encoder once more
         named = [(n.removeprefix("_orig_mod."), p) for n, p in self.network.named_parameters()]
         groups = [[p for n, p in named if n.startswith("encoder.") == is_encoder] for is_encoder in (False, True)]
-        optimizer = build_optimizer(self.plan.optimizer, groups, self.initial_lr, self.weight_decay)
+        optimizer = build_optimizer(self.plan.optimizer, [(g, self.initial_lr) for g in groups], self.weight_decay)
         return optimizer, EpochSchedule(optimizer, finetuning_multipliers(self.plan))
 
     def _build_loss(self) -> nn.Module:

@@ -65,6 +65,8 @@ class Monitor:
         """
         model.eval()
         fit, score = self._features(model, training), self._features(model, held_out or training)
+        if not (np.isfinite(fit.embeddings).all() and np.isfinite(score.embeddings).all()):
+            return no_probe()  # a broken network must not end the run in its last epoch
         self._draw_embeddings(score)
         values = {"effective_rank": probes.effective_rank(score.embeddings)}
         for name, label in (("domain", _domain), ("group", _group)):

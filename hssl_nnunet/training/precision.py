@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import torch
@@ -10,17 +9,14 @@ from torch import Tensor
 
 PrecisionPlan = Literal["auto", "fp32", "bf16"]
 
-ENV_CPU_ISA, ISA_WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16"
-
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware: AVX512-BF16 or AMX on a CPU, sm80 and later on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for these
-        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
-    return False
+    """Whether bf16 is faster on the device than what nnU-Net uses, and right: on GPUs from sm80.
+
+    Not on CPUs, with or without AMX: there oneDNN, as torch 2.15 has it, gives wrong gradients of convolution kernels
+    for many shapes, crashes on some, and without AMX is slower than fp32 (`benchmarks/cpu_bf16.py`).
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def compute_dtype(plan: PrecisionPlan, device: torch.device) -> torch.dtype:
@@ -42,16 +38,6 @@ def grad_scaler(plan: PrecisionPlan, device: torch.device) -> torch.amp.GradScal
     return torch.amp.GradScaler("cuda") if compute_dtype(plan, device) == torch.float16 else None
 
 
-def avoid_broken_amx() -> None:
-    """Keep the CPU's convolutions off AMX: AVX512-BF16 is slower, but right.
-
-    The AMX kernel for the gradient of a 3D convolution's weights, as oneDNN in torch 2.15 has it, writes outside its
-    memory for many shapes: wrong or nan gradients, crashes, hangs. `benchmarks/amx_gradient.py` shows it.
-    Must come before the process' first convolution. A limit that the user has set stays.
-    """
-    os.environ.setdefault(ENV_CPU_ISA, ISA_WITHOUT_AMX)
-
-
 def memory_format(device: torch.device, dim: int) -> torch.memory_format:
     """Channels last where it helps (CPU and CUDA), else nnU-Net's contiguous format.
 
@@ -71,6 +57,6 @@ def formatted(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def describe(device: torch.device, plan: PrecisionPlan = "auto") -> str:
-    """One line for `hssl doctor` and the training log, for example `cpu: bfloat16, channels last`."""
+    """One line for `hssl doctor` and the training log, for example `cpu: float32, channels last`."""
     layout = "contiguous" if memory_format(device, 3) == torch.contiguous_format else "channels last"
     return f"{device.type}: {str(compute_dtype(plan, device)).removeprefix('torch.')}, {layout}"

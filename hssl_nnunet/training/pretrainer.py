@@ -84,7 +84,6 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         torch.manual_seed(self.plan.seed)  # every rank starts from the same weights
         self.batch_size = self.plan.chunks_per_step * self.plan.images_per_chunk
         self.geometries = [DomainGeometry.from_domain(d, self.plan.views) for d in self.corpus.domains]
-        precision.avoid_broken_amx()
         self.model = HSSLNetwork(self.corpus, compiled=self._do_i_compile()).to(self.device)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         # ranks draw different domains, hence different parameters
@@ -100,7 +99,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Optimiser over shared weights and heads; linear warm-up, then nnU-Net's polynomial decay."""
         plan = self.plan
-        optimizer = build_optimizer(plan.optimizer, [list(self.model.parameters())], plan.initial_lr, plan.weight_decay)
+        optimizer = build_optimizer(
+            plan.optimizer, [(list(self.model.parameters()), plan.initial_lr)], plan.weight_decay
+        )
 
         def multiplier(epoch: int) -> float:
             return warmup_poly(epoch, start=0, warmup=plan.warmup_epochs, end=plan.num_epochs)
@@ -208,7 +209,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         for index, row in enumerate(self.rows):
             parts[index in held_out].append(row)
         if self.plan.loss.reconstruction > 0:
-            self.monitor.draw_reconstructions(self.model, self.preparer, next(self.dataloader_val))
+            # always the same images, and the loader of this rank stays in step with the others'
+            self.monitor.draw_reconstructions(self.model, self.preparer, self.dataloader_val.read(0))
         return self.monitor.probe(self.model, *parts) if self.model.embedding is not None else no_probe()
 
     def on_epoch_end(self) -> None:

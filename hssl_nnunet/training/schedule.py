@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from hssl_nnunet.plan_schema import FinetuningPlan
 
 Multiplier = Callable[[int], float]
 POLY_EXPONENT = 0.9  # nnU-Net's
+logger = logging.getLogger(__name__)
 
 
 def warmup_poly(epoch: int, *, start: int, warmup: int, end: int) -> float:
@@ -44,8 +46,9 @@ def finetuning_multipliers(plan: FinetuningPlan) -> tuple[Multiplier, Multiplier
         return warmup_poly(epoch, start=decoder_end, warmup=plan.warmup_epochs, end=end)
 
     def both_phases(epoch: int) -> float:
-        first = warmup_poly(epoch, start=0, warmup=min(plan.warmup_epochs, decoder_end), end=decoder_end)
-        return first if epoch < decoder_end else second_phase(epoch)
+        if epoch >= decoder_end:
+            return second_phase(epoch)
+        return warmup_poly(epoch, start=0, warmup=min(plan.warmup_epochs, decoder_end), end=decoder_end)
 
     return (both_phases, second_phase) if plan.schedule == "sawtooth" else (whole, whole)
 
@@ -65,16 +68,31 @@ class EpochSchedule:
 
 
 def build_optimizer(
-    kind: Literal["adamw", "sgd"], groups: list[list[nn.Parameter]], learning_rate: float, weight_decay: float
+    kind: Literal["adamw", "sgd"], groups: Sequence[tuple[list[nn.Parameter], float]], weight_decay: float
 ) -> Optimizer:
-    """AdamW, or nnU-Net's SGD (Nesterov, momentum 0.99), over one parameter group for each list.
+    """AdamW, or nnU-Net's SGD (Nesterov, momentum 0.99), with fused kernels where torch has them.
 
-    Fused kernels are used where torch has them for every parameter's device.
+    A step whose gradient is not finite is skipped: one such step would make every weight nan.
+
+    Args:
+        kind: which optimiser.
+        groups: parameters, and their peak learning rate.
+        weight_decay: weight decay of all.
     """
-    parameters: list[dict[str, Any]] = [{"params": group, "lr": learning_rate} for group in groups]
-    fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group)
+    parameters: list[dict[str, Any]] = [{"params": group, "lr": peak} for group, peak in groups]
+    fused = all(p.device.type in ("cuda", "cpu") for group, _ in groups for p in group)
+    optimizer: Optimizer
     if kind == "adamw":
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
-    return torch.optim.SGD(
-        parameters, lr=learning_rate, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused
-    )
+        optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
+    optimizer.register_step_pre_hook(_drop_broken_gradients)
+    return optimizer
+
+
+def _drop_broken_gradients(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if parameters and not torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in parameters])):
+        logger.warning("A gradient was not finite; this step is skipped.")
+        for parameter in parameters:
+            parameter.grad = None  # an optimiser leaves a parameter without gradient as it is

@@ -3,17 +3,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import pytest
 import tiny_corpus
 import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks of a few features: more threads only wait for each other."""
+def settings() -> Iterator[None]:
+    """One thread, for more only wait for each other in tiny networks; and matplotlib's style, which nnU-Net changes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with matplotlib.rc_context():
+        yield
     torch.set_num_threads(threads)
 
 

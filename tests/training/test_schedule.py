@@ -64,8 +64,8 @@ def test_sawtooth_trains_the_decoder_first_and_warms_up_twice() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_a_resumed_schedule_keeps_its_peaks(kind: Any) -> None:
     def made() -> tuple[torch.optim.Optimizer, EpochSchedule]:
-        groups = [[nn.Parameter(torch.ones(2))], [nn.Parameter(torch.ones(3))]]
-        optimizer = build_optimizer(kind, groups, 0.5, 0.01)
+        groups = [([nn.Parameter(torch.ones(2))], 0.5), ([nn.Parameter(torch.ones(3))], 0.25)]
+        optimizer = build_optimizer(kind, groups, 0.01)
         return optimizer, EpochSchedule(optimizer, finetuning_multipliers(plan(schedule="sawtooth")))
 
     first, first_schedule = made()
@@ -78,29 +78,42 @@ def test_a_resumed_schedule_keeps_its_peaks(kind: Any) -> None:
         first_schedule.step(epoch)
         assert [g["lr"] for g in resumed.param_groups] == [g["lr"] for g in first.param_groups]
     schedule.step(11)
-    assert [g["lr"] for g in resumed.param_groups] == [0.5, 0.5]
+    assert [g["lr"] for g in resumed.param_groups] == [0.5, 0.25]
 
 
 def test_optimisers_take_the_plans_values() -> None:
     parameter = nn.Parameter(torch.ones(2))
-    sgd = build_optimizer("sgd", [[parameter]], 0.1, 3e-5)
+    sgd = build_optimizer("sgd", [([parameter], 0.1)], 3e-5)
     assert isinstance(sgd, torch.optim.SGD)
     assert {k: sgd.defaults[k] for k in ("momentum", "nesterov", "weight_decay")} == {
         "momentum": 0.99,
         "nesterov": True,
         "weight_decay": 3e-5,
     }
-    adamw = build_optimizer("adamw", [[parameter]], 0.1, 0.02)
+    adamw = build_optimizer("adamw", [([parameter], 0.1)], 0.02)
     assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["weight_decay"] == 0.02
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_a_learning_rate_of_0_changes_nothing(kind: Any) -> None:
     frozen, free = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(kind, [[free], [frozen]], 0.1, 0.1)
+    optimizer = build_optimizer(kind, [([free], 0.1), ([frozen], 0.1)], 0.1)
     EpochSchedule(optimizer, finetuning_multipliers(plan(schedule="sawtooth"))).step(3)
     for _ in range(3):
         optimizer.zero_grad()
         (frozen.sum() + free.sum()).backward()
         optimizer.step()
     assert torch.equal(frozen, torch.ones(3)) and not torch.equal(free, torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_step_with_a_broken_gradient_is_skipped_and_the_next_one_is_not(kind: Any, broken: float) -> None:
+    one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(kind, [([one], 0.1), ([other], 0.1)], 0.1)
+    one.grad, other.grad = torch.ones(3), torch.tensor([0.0, broken, 0.0])
+    optimizer.step()
+    assert torch.equal(one, torch.ones(3)) and torch.equal(other, torch.ones(3))
+    one.grad, other.grad = torch.ones(3), torch.ones(3)
+    optimizer.step()
+    assert (one < 1).all() and (other < 1).all()

@@ -1,0 +1,287 @@
+"""Fine-tuning inside nnU-Net's loop: start, control, schedule, precision, resuming."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tiny_corpus
+import torch
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+from hssl_nnunet.corpus.preprocess import plan_and_preprocess
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.networks.topology import Topology
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
+from hssl_nnunet.training.finetuner import HSSLFinetuner
+from hssl_nnunet.training.precision import compute_dtype
+from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.seeding import seed_target, seeded_state
+from hssl_nnunet.transfer.weights_file import file_sha256, load_weights
+
+TARGET = "Dataset007_Target"
+SEEDED = "nnUNetCPUPlans_HSSL"
+QUICK = {
+    "num_epochs": 3,
+    "num_iterations_per_epoch": 2,
+    "num_val_iterations_per_epoch": 1,
+    "save_every": 1,
+    "warmup_epochs": 1,
+    "decoder_epochs": 1,
+    "precision": "fp32",
+    "seed": 5,
+}
+PEAK = 0.02
+
+
+class Scratch(HSSLFinetuner):
+    seeded = False
+
+
+@pytest.fixture(scope="module")
+def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target's preprocessed folder; in threads, with 1/1000 of nnU-Net's intensity samples."""
+    base = tmp_path_factory.mktemp("target")
+    sample = DatasetFingerprintExtractor.collect_foreground_intensities
+
+    def few(*args: Any, num_samples: int) -> Any:
+        return sample(*args, num_samples=num_samples // 1000)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DatasetFingerprintExtractor, "collect_foreground_intensities", staticmethod(few))
+        patch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+        for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS):
+            (base / variable).mkdir()
+            patch.setenv(variable, str(base / variable))
+        write_raw()
+        plan_and_preprocess([7], preset="cpu", num_processes=1)
+    return base / ENV_PREPROCESSED / TARGET
+
+
+def write_raw() -> None:
+    """Five images of two labels, each a bright block."""
+    folder = raw_dir() / TARGET
+    for index in range(5):
+        voxels = np.random.default_rng(index).normal(size=(20, 18, 22)).astype(np.float32)
+        mask = np.zeros(voxels.shape, dtype=np.uint8)
+        mask[4:9, 4:12, 3:10], mask[11:16, 6:14, 10:18] = 1, 2
+        for sub, name, array in (("imagesTr", f"c{index}_0000", voxels + 2 * mask), ("labelsTr", f"c{index}", mask)):
+            (folder / sub).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / sub / f"{name}.nii.gz"))
+    content = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "one": 1, "two": 2},
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def weights(corpus: Path) -> Path:
+    """A weights file of the tiny corpus, as a pretraining of no step would write it."""
+    trainer = tiny_corpus.pretrainer(corpus)
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "hssl.safetensors"
+    trainer.save_weights(path)
+    return path
+
+
+@pytest.fixture
+def target(
+    weights: Path, preprocessed: Path, nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., HSSLFinetuner]:
+    """Makes a trainer on a preprocessed target of three levels whose plans were seeded with `weights`."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process
+    folder = nnunet_folders[ENV_PREPROCESSED] / TARGET
+    shutil.copytree(preprocessed, folder)
+    narrow = json.loads((folder / "nnUNetCPUPlans.json").read_text())
+    entry = narrow["configurations"]["3d_fullres"]
+    entry["architecture"] = tiny_corpus.ARCHITECTURES[tiny_corpus.CUBE]
+    entry["patch_size"], entry["batch_size"] = [16, 16, 16], 2
+    (folder / "nnUNetCPUPlans.json").write_text(json.dumps(narrow))
+
+    def make(kind: type[HSSLFinetuner] = HSSLFinetuner, **overrides: Any) -> HSSLFinetuner:
+        seed_target(7, weights, "nnUNetCPUPlans", finetuning_overrides={**QUICK, **overrides})
+        plans = json.loads((folder / f"{SEEDED}.json").read_text())
+        dataset_json = json.loads((folder / "dataset.json").read_text())
+        return kind({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+
+    return make
+
+
+def parameters(trainer: HSSLFinetuner) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.stock_network().named_parameters()}
+
+
+def projected(trainer: HSSLFinetuner, weights: Path) -> dict[str, torch.Tensor]:
+    network = trainer.stock_network()
+    topology = Topology.from_architecture(tiny_corpus.ARCHITECTURES[tiny_corpus.CUBE])
+    return seeded_state(load_weights(weights)[0], network, topology)[0]
+
+
+def test_training_starts_from_the_projected_weights(target: Any, weights: Path) -> None:
+    trainer = target()
+    trainer.on_train_start()
+    expected, got = projected(trainer, weights), parameters(trainer)
+    assert set(got) - set(expected) == {n for n in got if "seg_layers" in n}
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    report = json.loads((Path(trainer.output_folder) / "transfer.json").read_text())
+    taken = {entry["name"] for entry in report["entries"] if entry["status"] != "fresh"}
+    assert taken == set(expected)
+
+
+def test_the_control_differs_in_its_weights_alone(target: Any, weights: Path) -> None:
+    trainers = [target(kind, scratch_lr=PEAK, initial_lr=PEAK) for kind in (HSSLFinetuner, Scratch)]
+    for trainer in trainers:
+        trainer.on_train_start()
+    seeded, scratch = trainers
+    assert seeded.plans_manager.plans == scratch.plans_manager.plans
+    assert type(seeded.optimizer) is type(scratch.optimizer)
+    for epoch in range(3):
+        seeded.lr_scheduler.step(epoch)
+        scratch.lr_scheduler.step(epoch)
+        rates = [[group["lr"] for group in t.optimizer.param_groups] for t in trainers]
+        assert rates[0] == rates[1]
+    expected, starts = projected(seeded, weights), [parameters(t) for t in trainers]
+    kernels = [name for name in expected if name.endswith("conv.weight") or "transpconvs" in name and "weight" in name]
+    assert kernels and not any(torch.equal(starts[1][name], expected[name]) for name in kernels)
+    heads = [name for name in starts[0] if "seg_layers" in name]
+    assert heads and all(torch.equal(starts[0][name], starts[1][name]) for name in heads)
+    assert not (Path(scratch.output_folder) / "transfer.json").exists()
+
+
+def test_seeded_and_scratch_have_peaks_of_their_own(target: Any) -> None:
+    seeded, scratch = target(initial_lr=1e-3, scratch_lr=1e-2), target(Scratch, initial_lr=1e-3, scratch_lr=1e-2)
+    assert (seeded.initial_lr, scratch.initial_lr) == (1e-3, 1e-2)
+
+
+def test_a_zero_start_lets_every_class_compete_and_trains_the_heads_first(target: Any) -> None:
+    trainer = target(head_init="zero", optimizer="sgd", initial_lr=0.1)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    with torch.no_grad():
+        logits = trainer.network(batch["data"])
+    assert len(logits) == 2 and not any(level.any() for level in logits)
+    trainer.train_step(dict(batch))
+    network = trainer.stock_network()
+    weights = trainer.loss.loss.weight_factors
+    for layer, weight in zip(
+        network.decoder.seg_layers[::-1], weights, strict=True
+    ):  # nnU-Net stores the deepest first
+        if weight == 0:  # the deepest, which nnU-Net leaves out of its loss
+            assert layer.weight.grad is None
+        else:
+            assert (layer.weight.grad.flatten(1).abs().amax(1) > 0).all()
+    assert weights[0] > 0
+    trunk = [p for name, p in network.named_parameters() if "seg_layers" not in name]
+    assert not any(p.grad is not None and p.grad.any() for p in trunk)
+    trainer.train_step(dict(batch))
+    stem = network.encoder.stages[0][0].convs[0].conv.weight
+    assert stem.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("head_init", "scale"), [("small", 0.1), ("stock", 1.0)])
+def test_other_starts_scale_nnunets_own(target: Any, head_init: str, scale: float) -> None:
+    trainer = target(head_init=head_init)
+    trainer.initialize()
+    before = parameters(trainer)
+    trainer.start_segmentation_layers()
+    for name, tensor in parameters(trainer).items():
+        torch.testing.assert_close(tensor, before[name] * (scale if "seg_layers" in name else 1.0))
+
+
+def test_the_seed_fixes_the_fresh_layers(target: Any) -> None:
+    starts = []
+    for seed in (5, 5, 6):
+        trainer = target(Scratch, seed=seed)
+        trainer.initialize()
+        starts.append(trainer.stock_network().encoder.stages[0][0].convs[0].conv.weight.detach().clone())
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+def test_sawtooth_moves_the_encoder_in_its_second_phase_only(target: Any) -> None:
+    trainer = target(schedule="sawtooth", optimizer="adamw", head_init="stock")
+    trainer.on_train_start()
+    moved = []
+    for epoch in range(2):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        before = parameters(trainer)
+        trainer.train_step(next(trainer.dataloader_train))
+        after = parameters(trainer)
+        moved.append({name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])})
+    assert moved == [{"decoder"}, {"decoder", "encoder"}]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
+def test_steps_give_a_finite_loss_in_every_precision(target: Any, precision: str) -> None:
+    trainer = target(precision=precision, head_init="stock")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    types = set()
+    handle = trainer.network.register_forward_hook(lambda module, inputs, output: types.add(output[0].dtype))
+    losses = [trainer.train_step(dict(batch))["loss"] for _ in range(2)]
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        result = trainer.validation_step(next(trainer.dataloader_val))
+    handle.remove()
+    assert all(loss.dtype == np.float32 and np.isfinite(loss) for loss in [*losses, result["loss"]])
+    assert losses[1] != losses[0] and result["tp_hard"].shape == (2,)
+    assert types == {compute_dtype(precision, torch.device("cpu"))}
+
+
+def test_the_loss_is_computed_in_float32_even_inside_autocast(target: Any) -> None:
+    trainer = target()
+    trainer.initialize()
+    logits = [torch.randn(2, 3, n, n, n).bfloat16() for n in (8, 4)]
+    masks = [torch.randint(3, (2, 1, n, n, n)).float() for n in (8, 4)]
+    expected = trainer.loss.loss([level.float() for level in logits], masks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = trainer.loss(logits, masks)
+    assert got.dtype == torch.float32 and torch.equal(got, expected)
+
+
+def test_a_resumed_run_keeps_what_it_learned(target: Any, weights: Path) -> None:
+    trainer = target(num_epochs=1, initial_lr=0.05)
+    trainer.run_training()
+    learned = parameters(trainer)
+    path = Path(trainer.output_folder) / "checkpoint_final.pth"
+    block = load_checkpoint(path)["init_args"]["plans"]["hssl"]
+    assert block["weights_sha256"] == file_sha256(weights) and block["weights"] == str(weights)
+    resumed = target(num_epochs=3, initial_lr=0.05)
+    resumed.load_checkpoint(str(path))
+    weights.unlink()  # nothing of it is needed any more
+    resumed.on_train_start()
+    assert resumed.current_epoch == 1
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in parameters(resumed).items())
+    resumed.on_train_epoch_start()
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)  # the peak, after one epoch of warm-up
+
+
+def test_another_file_under_the_same_name_is_refused(target: Any, weights: Path, corpus: Path) -> None:
+    trainer = target()
+    other = tiny_corpus.pretrainer(corpus, {"seed": 4})
+    other.initialize()
+    other.save_weights(weights)
+    with pytest.raises(HSSLError, match="hssl seed"):
+        trainer.on_train_start()
+
+
+def test_stock_plans_are_refused(target: Any, nnunet_folders: dict[str, Path]) -> None:
+    folder = nnunet_folders[ENV_PREPROCESSED] / TARGET
+    plans = json.loads((folder / "nnUNetCPUPlans.json").read_text())
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    with pytest.raises(HSSLError, match="hssl seed"):
+        HSSLFinetuner({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))

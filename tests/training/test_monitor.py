@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_corpus
+import torch
+
+from hssl_nnunet.training import monitor
+from hssl_nnunet.training.monitor import IMAGES_PER_DOMAIN, PROBES, no_probe
+from hssl_nnunet.training.pretrainer import HSSLPretrainer
+
+
+@pytest.fixture
+def trainer(corpus: Path) -> HSSLPretrainer:
+    trainer = tiny_corpus.pretrainer(corpus)
+    trainer.initialize()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    return trainer
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What is drawn, by file name, instead of the picture."""
+    pictures: dict[str, Any] = {}
+    for name in ("plot_embeddings", "plot_reconstructions"):
+        monkeypatch.setattr(monitor.pictures, name, lambda path, *args: pictures.update({path.name: args}))
+    return pictures
+
+
+def test_a_probe_scores_held_out_images_beside_its_floor(trainer: HSSLPretrainer, drawn: dict[str, Any]) -> None:
+    rows = trainer.rows
+    training, held_out = [r for r in rows if r.case != "case_0"], [r for r in rows if r.case == "case_0"]
+    values = trainer.monitor.probe(trainer.model, training, held_out)
+    assert tuple(values) == PROBES and all(math.isfinite(v) for v in values.values())
+    assert values["domain_floor"] > 0.5  # spacing and field of view alone tell most of these domains apart
+    assert 0 <= values["domain_accuracy"] <= 1 and 1 <= values["effective_rank"] <= 2  # three points span a plane
+    points, names, groups = drawn["embeddings.png"]
+    assert points.shape == (3, 2) and names == list(tiny_corpus.NAMES) and groups == ["brain", "heart", "chest"]
+
+
+def test_a_probe_is_repeatable_and_leaves_the_weights(trainer: HSSLPretrainer, drawn: dict[str, Any]) -> None:
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    torch.manual_seed(1)
+    first = trainer.monitor.probe(trainer.model, trainer.rows, [])
+    torch.manual_seed(2)
+    assert trainer.monitor.probe(trainer.model, trainer.rows, []) == first
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_without_held_out_images_the_training_images_are_scored(trainer, drawn) -> None:
+    trainer.monitor.probe(trainer.model, trainer.rows, [])
+    assert len(drawn["embeddings.png"][0]) == len(trainer.rows)
+
+
+def test_large_domains_are_thinned_evenly(trainer: HSSLPretrainer) -> None:
+    row = trainer.rows[0]
+    rows = [replace(row, domain=0, case=str(i)) for i in range(100)] + [replace(row, domain=1, case="x")]
+    chosen = monitor._few_of_each_domain(rows)
+    cases = [int(r.case) for r in chosen if r.domain == 0]
+    assert len(cases) == IMAGES_PER_DOMAIN == len(set(cases)) and cases[0] == 0 and cases[-1] == 99
+    assert max(np.diff(cases)) - min(np.diff(cases)) <= 1 and chosen[-1].case == "x"
+
+
+def test_the_sheet_shows_target_hidden_blocks_and_prediction(trainer: HSSLPretrainer, drawn: dict[str, Any]) -> None:
+    batch = next(trainer.dataloader_val)
+    trainer.monitor.draw_reconstructions(trainer.model, trainer.preparer, batch)
+    (sheet,) = drawn["reconstructions.png"]
+    chunks = [trainer.preparer.chunk(raw) for raw in batch]
+    with torch.no_grad():
+        predictions = [r.prediction for r in trainer.model(chunks).reconstructions]
+    for (name, target, seen, prediction), chunk, expected in zip(sheet, chunks, predictions, strict=True):
+        assert name == tiny_corpus.NAMES[chunk.domain]
+        hidden, valid = chunk.hidden[0, 0].numpy(), chunk.valid[0, 0, 0].numpy()
+        assert np.array_equal(np.isnan(seen), hidden) and np.array_equal(seen[~hidden], target[~hidden])
+        assert target[valid].mean() == pytest.approx(0, abs=1e-5) and target[valid].std() == pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(prediction, expected[0, 0].numpy(), atol=1e-6)
+
+
+def test_an_epoch_without_a_probe_has_no_value() -> None:
+    assert tuple(no_probe()) == PROBES and all(math.isnan(v) for v in no_probe().values())

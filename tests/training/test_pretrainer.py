@@ -1,0 +1,366 @@
+"""The pretraining run inside nnU-Net's loop: learning, resuming, terms that are switched off, padding, precision."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_corpus
+import torch
+from torch import nn
+
+from hssl_nnunet.data.crops import RawChunk
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.losses.hierarchical import hierarchical_loss
+from hssl_nnunet.networks import hssl_network
+from hssl_nnunet.networks.heads import pooled_statistics
+from hssl_nnunet.networks.hssl_network import Chunk, HSSLNetwork
+from hssl_nnunet.paths import trainers_dir
+from hssl_nnunet.training import monitor, pretrainer
+from hssl_nnunet.training.pretrainer import HSSLPretrainer
+from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.weights_file import load_weights
+
+TERMS = ("image", "task", "group", "reconstruction")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the second that each picture takes."""
+    monkeypatch.setattr(pretrainer, "plot_curves", lambda *args: None)
+    for name in ("plot_embeddings", "plot_reconstructions"):
+        monkeypatch.setattr(monitor.pictures, name, lambda *args: None)
+
+
+def only(*names: str) -> dict[str, Any]:
+    """A plan whose loss has these terms alone."""
+    return {"loss": {name: float(name in names) for name in TERMS}}
+
+
+def started(corpus: Path, overrides: dict[str, Any] | None = None) -> HSSLPretrainer:
+    """A trainer with network and loaders."""
+    trainer = tiny_corpus.pretrainer(corpus, overrides)
+    trainer.initialize()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    return trainer
+
+
+def batch_of_all_domains(trainer: HSSLPretrainer) -> list[RawChunk]:
+    """One raw chunk of each domain."""
+    found: dict[int, RawChunk] = {}
+    while len(found) < 3:
+        found |= {raw.domain: raw for raw in next(trainer.dataloader_train)}
+    return [found[domain] for domain in range(3)]
+
+
+def values(terms: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in terms.items()}
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def recorded(trainer: HSSLPretrainer) -> list[tuple[int, tuple[int, ...], int]]:
+    """The list that will hold every chunk that the trainer learns from."""
+    seen: list[tuple[int, tuple[int, ...], int]] = []
+    step = trainer.train_step
+
+    def recording(batch: list[RawChunk]) -> dict[str, float]:
+        seen.extend((raw.domain, raw.rows, raw.seed) for raw in batch)
+        return step(batch)
+
+    trainer.train_step = recording  # type: ignore[method-assign]
+    return seen
+
+
+def stop_before(trainer: HSSLPretrainer, epoch: int) -> None:
+    start = trainer.on_epoch_start
+
+    def stopping() -> None:
+        if trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+        start()
+
+    trainer.on_epoch_start = stopping  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("overrides", [{"num_workers": 2}, {"optimizer": "sgd", "precision": "bf16"}])
+def test_a_resumed_run_is_the_uninterrupted_one(corpus: Path, no_pictures: None, overrides: dict) -> None:
+    whole = tiny_corpus.pretrainer(corpus, overrides)
+    chunks = recorded(whole)
+    whole.run_training()
+    shutil.rmtree(whole.output_folder)
+
+    interrupted = tiny_corpus.pretrainer(corpus, overrides)
+    seen = recorded(interrupted)
+    stop_before(interrupted, 2)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run_training()
+    torch.manual_seed(99)  # as another process would be
+    resumed = tiny_corpus.pretrainer(corpus, overrides)
+    seen_after = recorded(resumed)
+    resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+
+    assert seen + seen_after == chunks and len(set(chunks)) == len(chunks) == 4 * 3 * 2
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    logs = [t.logger.local_logger.my_fantastic_logging for t in (whole, resumed)]
+    assert logs[0].keys() == logs[1].keys() and len(logs[0]["lrs"]) == 4
+    for key in logs[0].keys() - {"epoch_start_timestamps", "epoch_end_timestamps"}:
+        np.testing.assert_equal(logs[1][key], logs[0][key], key)  # nan equals nan
+    assert resumed._best_ema == whole._best_ema == min(logs[0]["val_losses"])
+
+
+def test_a_run_leaves_weights_metadata_and_pictures(corpus: Path) -> None:
+    trainer = tiny_corpus.pretrainer(corpus, {"num_epochs": 2, "warmup_epochs": 0})
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    folder = Path(trainer.output_folder)
+    tensors, metadata = load_weights(folder / "hssl.safetensors")
+    shared = trainer.model.shared.tensors()
+    assert tensors.keys() == shared.keys()
+    assert all(torch.equal(tensors[role], shared[role].detach()) for role in shared)
+    assert {image.content_hash for image in metadata.images} == {
+        f"hash of {domain} {index}" for domain in range(3) for index in range(tiny_corpus.IMAGES)
+    }
+    assert metadata.domains == tiny_corpus.corpus_block().domains
+    assert metadata.pretraining == trainer.plan and metadata.epochs_done == 2 and metadata.seed == trainer.plan.seed
+    assert metadata.curves["train_losses"] == [float(x) for x in trainer.logger.get_value("train_losses", None)]
+    assert {"val_image", "val_losses", "domain_accuracy", "domain_floor"} <= metadata.curves.keys()
+    assert np.isnan(metadata.curves["effective_rank"][0]) and metadata.curves["effective_rank"][1] > 1  # probe_every 2
+    names = {path.name for path in folder.iterdir()}
+    pictures = {"progress.png", "embeddings.png", "reconstructions.png"}
+    assert pictures | {"checkpoint_final.pth", "checkpoint_best.pth", "hssl.json", "debug.json"} <= names
+    assert "checkpoint_latest.pth" not in names and not [name for name in names if name.endswith(".tmp")]
+
+
+def test_the_loss_falls_on_images_it_is_shown(corpus: Path) -> None:
+    trainer = started(corpus, {"initial_lr": 3e-3})
+    losses = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(60)]
+    first, last = losses[:10], losses[-10:]
+    means = {name: [float(np.mean([x[name] for x in part])) for part in (first, last)] for name in losses[0]}
+    assert means["total"][1] < 0.8 * means["total"][0]
+    assert all(after < before for before, after in means.values())
+
+
+def test_a_batch_can_be_learned_by_heart(corpus: Path) -> None:
+    trainer = started(corpus, {"initial_lr": 5e-3})
+    batch = batch_of_all_domains(trainer)
+    first = values(trainer.terms(batch))
+    for _ in range(60):
+        trainer.train_step(batch)
+    last = values(trainer.terms(batch))
+    assert last["task"] < 0.3 * first["task"] and last["group"] < 0.3 * first["group"]
+    assert last["image"] < 0.7 * first["image"] and last["reconstruction"] < 0.8 * first["reconstruction"]
+
+
+def test_gradients_are_clipped(corpus: Path) -> None:
+    # one step of SGD at rate 1 moves by the momentum-corrected gradient: (1 + 0.99) times its norm
+    clip = {"gradient_clip": 0.01, "optimizer": "sgd", "initial_lr": 1.0, "weight_decay": 0.0}
+    trainer = started(corpus, clip)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train_step(next(trainer.dataloader_train))
+    moved = torch.stack([(p - b).norm() for p, b in zip(trainer.model.parameters(), before, strict=True)]).norm()
+    assert moved.item() == pytest.approx(1.99 * 0.01, rel=1e-3)
+
+
+def test_validation_sees_held_out_patients_only(corpus: Path) -> None:
+    trainer = started(corpus)
+    training = {row.patient for row in trainer.dataloader_train.rows}
+    held_out = {row.patient for row in trainer.dataloader_val.rows}
+    assert training.isdisjoint(held_out) and len(training) + len(held_out) == 3 * tiny_corpus.IMAGES
+    assert {row.domain for row in trainer.dataloader_val.rows} == {0, 1, 2}
+
+
+def test_plans_without_our_block_are_refused(corpus: Path) -> None:
+    plans_file = corpus / f"{tiny_corpus.PLANS_NAME}.json"
+    plans_file.write_text(plans_file.read_text().replace('"role": "corpus"', '"role": "target"'))
+    with pytest.raises(HSSLError, match="hssl corpus"):
+        tiny_corpus.pretrainer(corpus)
+
+
+# ---------------------------------------------------------------- terms of weight 0
+
+
+def refuse_decoding(model: HSSLNetwork) -> None:
+    def refuse(module: nn.Module, inputs: Any) -> None:
+        raise AssertionError("the decoder ran")
+
+    for domain in model.domains:
+        domain.skeleton.decoder.register_forward_pre_hook(refuse)
+
+
+def test_without_reconstruction_the_decoder_rests(corpus: Path) -> None:
+    trainer = started(corpus, only("image", "task", "group"))
+    assert not [e.name for d in trainer.model.domains for e in d.entries if e.part == "decoder"]
+    refuse_decoding(trainer.model)
+    decoder = {r: p.detach().clone() for r, p in trainer.model.shared.tensors().items() if r.startswith("decoder.")}
+    encoder = {r: p.detach().clone() for r, p in trainer.model.shared.tensors().items() if r.startswith("encoder.")}
+    batch = batch_of_all_domains(trainer)
+    assert not any(trainer.preparer.chunk(raw).hidden.any() for raw in batch)
+    terms = trainer.train_step(batch)
+    assert terms.keys() == {"image", "task", "group", "total"}
+    after = trainer.model.shared.tensors()
+    assert decoder and all(torch.equal(after[role], before) for role, before in decoder.items())
+    assert all(not torch.equal(after[role], before) for role, before in encoder.items() if before.ndim > 1)
+
+
+def test_reconstruction_alone_has_no_embedding_and_one_view(corpus: Path, no_pictures: None) -> None:
+    trainer = started(corpus, {**only("reconstruction"), "num_epochs": 1})
+    assert {name.partition(".")[0] for name, _ in trainer.model.named_parameters()} == {"shared"}
+    batch = next(trainer.dataloader_train)
+    assert [trainer.preparer.chunk(raw).views.shape[0] for raw in batch] == [1, 1]
+    assert trainer.train_step(batch).keys() == {"reconstruction", "total"}
+    trainer.run_training()  # probes have nothing to look at
+    assert np.isnan(trainer.logger.get_value("domain_accuracy", -1))
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_each_term_trains_alone(corpus: Path, name: str) -> None:
+    trainer = started(corpus, only(name))
+    terms = trainer.train_step(batch_of_all_domains(trainer))
+    assert terms.keys() == {name, "total"} and terms["total"] == terms[name] > 0
+    stem = trainer.model.shared.tensors()["encoder.0.0.convs.0.conv.weight"]
+    assert stem.grad is not None and stem.grad.abs().max() > 0
+
+
+# ---------------------------------------------------------------- padding
+
+
+def test_what_lies_in_the_padding_is_neither_reconstructed_nor_standardised_with(corpus: Path) -> None:
+    trainer = started(corpus)
+    chunk = trainer.preparer.chunk(batch_of_all_domains(trainer)[tiny_corpus.SCAN])
+    padding = ~chunk.valid[0]
+    assert padding.any() and (padding & chunk.hidden).any()
+
+    def terms(target: torch.Tensor) -> dict[str, float]:
+        outputs = trainer.model([Chunk(chunk.domain, chunk.views, target, chunk.valid, chunk.hidden)])
+        n = target.shape[0]
+        labels = hssl_labels(n)
+        return values(hierarchical_loss(outputs, labels, trainer.plan.loss))
+
+    expected = terms(chunk.target)
+    assert terms(chunk.target.masked_fill(padding, 1e6)) == expected
+    assert terms(chunk.target.masked_fill(~padding, 0.3))["reconstruction"] != expected["reconstruction"]
+
+
+def hssl_labels(n: int) -> Any:
+    from hssl_nnunet.losses.hierarchical import Labels
+
+    return Labels(torch.arange(n), torch.full((n,), tiny_corpus.SCAN), torch.zeros(2, n, dtype=torch.int64))
+
+
+def test_features_in_the_padding_do_not_reach_the_embedding(corpus: Path) -> None:
+    trainer = started(corpus)
+    embedding = trainer.model.embedding
+    generator = torch.Generator().manual_seed(0)
+    skips = [torch.randn(2, c, n, n, n, generator=generator) for c, n in ((4, 8), (8, 4), (8, 2))]
+    valid = torch.zeros(2, 1, 8, 8, 8, dtype=torch.bool)
+    valid[0, :, :4], valid[1] = True, True
+    changed = [skip.clone() for skip in skips]
+    for skip in changed[1:]:
+        skip[0, :, skip.shape[2] // 2 :] = 1e4
+    assert torch.equal(embedding(changed, valid), embedding(skips, valid))
+    changed[2][0, :, 0] = 1e4
+    assert not torch.equal(embedding(changed, valid)[0], embedding(skips, valid)[0])
+
+
+def test_pooled_statistics_are_those_of_the_valid_voxels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 2, 4, 3, 5, generator=generator)
+    valid = torch.rand(3, 1, 4, 3, 5, generator=generator) > 0.6
+    valid[2] = False  # described by all its voxels
+    expected = np.empty((3, 6))
+    for image in range(3):
+        mask = valid[image, 0].numpy() if valid[image].any() else np.ones((4, 3, 5), dtype=bool)
+        for channel in range(2):
+            voxels = features[image, channel].double().numpy()[mask]
+            expected[image, [channel, 2 + channel, 4 + channel]] = voxels.mean(), voxels.max(), voxels.std()
+    pooled = pooled_statistics(features, valid, "mean_max_std")
+    np.testing.assert_allclose(pooled.numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(pooled_statistics(features, valid, "mean").numpy(), expected[:, :2], atol=1e-6)
+
+
+# ---------------------------------------------------------------- precision, compilation
+
+
+def test_bf16_gives_the_terms_of_fp32(corpus: Path) -> None:
+    full, half = started(corpus, {"precision": "fp32"}), started(corpus, {"precision": "bf16"})
+    half.model.load_state_dict(full.model.state_dict())
+    batch = batch_of_all_domains(full)
+    expected, got = full.terms(batch), half.terms(batch)
+    assert {value.dtype for value in got.values()} == {torch.float32}
+    assert values(got) == pytest.approx(values(expected), rel=0.03)
+    assert values(got) != values(expected)
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`torch.compile` without code generation, and the counter of the graphs that it captures."""
+    from torch._dynamo.utils import counters
+
+    compile_ = torch.compile
+    monkeypatch.setattr(hssl_network.torch, "compile", lambda model: compile_(model, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters["stats"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_compiled_domains_answer_and_learn_alike(corpus: Path, captured: Any) -> None:
+    trainer = started(corpus)
+    compiled = HSSLNetwork(trainer.corpus, compiled=True)
+    compiled.load_state_dict(trainer.model.state_dict())
+    batch = batch_of_all_domains(trainer)
+    chunks, labels = [trainer.preparer.chunk(raw) for raw in batch], trainer.preparer.labels(batch)
+    for _ in range(2):
+        losses = [hierarchical_loss(m(chunks), labels, trainer.plan.loss) for m in (trainer.model, compiled)]
+        assert values(losses[1]) == pytest.approx(values(losses[0]), rel=1e-5)
+        for loss in losses:
+            loss["total"].backward()
+        for (name, p), q in zip(trainer.model.named_parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad, msg=name)
+        with torch.no_grad():
+            compiled(chunks)
+    assert captured["unique_graphs"] >= 3
+
+
+def test_a_step_leaves_no_tensor_in_the_skeletons(corpus: Path) -> None:
+    trainer = started(corpus)
+    trainer.train_step(batch_of_all_domains(trainer))
+    assert all(p.is_meta for domain in trainer.model.domains for p in domain.skeleton.parameters())
+
+
+@pytest.mark.slow
+def test_each_domain_is_compiled_once_with_and_once_without_gradient(corpus: Path, captured: Any) -> None:
+    trainer = started(corpus)
+    model = HSSLNetwork(trainer.corpus, compiled=True)
+    chunks = [trainer.preparer.chunk(raw) for raw in batch_of_all_domains(trainer)]
+    for _ in range(3):
+        model(chunks)
+        with torch.no_grad():
+            model(chunks)
+    assert captured["unique_graphs"] == 2 * 3
+
+
+@pytest.mark.slow
+def test_nnunets_own_command_finds_and_runs_the_trainer(nnunet_folders: dict[str, Path]) -> None:
+    short = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "warmup_epochs": 0}
+    tiny_corpus.write_corpus(nnunet_folders["nnUNet_preprocessed"], **short)
+    command = [str(Path(sys.executable).parent / "nnUNetv2_train"), "900", "3d_fullres", "all"]
+    command += ["-tr", "nnUNetTrainerHSSLPretrain", "-p", tiny_corpus.PLANS_NAME, "-device", "cpu"]
+    environment = os.environ | {"nnUNet_extTrainer": str(trainers_dir())}
+    subprocess.run(command, env=environment, timeout=200, check=True, capture_output=True)
+    trainer = f"nnUNetTrainerHSSLPretrain__{tiny_corpus.PLANS_NAME}__3d_fullres"
+    folder = nnunet_folders["nnUNet_results"] / tiny_corpus.CORPUS / trainer / "fold_all"
+    assert (folder / "hssl.safetensors").is_file()
+    assert load_checkpoint(folder / "checkpoint_final.pth")["trainer_name"] == "nnUNetTrainerHSSLPretrain"
