@@ -4,7 +4,7 @@
 
 Gradients: the weights' gradient under bf16 autocast against the fp32 one, for random shapes as nnU-Net plans them; each
 shape runs in a process of its own, and fails when the relative error is above 3 % or not a number, or when the process
-crashes or hangs. Speed: forward and backward of a small nnU-Net, fp32 and bf16 in turn, both channels-last. Both once as
+crashes or hangs. Speed: forward and backward of a small nnU-Net, fp32 and bf16 in turn, both channels-last. Once as
 torch chooses, and once with AMX ruled out (`ONEDNN_MAX_CPU_ISA`).
 """
 

@@ -27,7 +27,7 @@ AIR, FAT, MUSCLE, BONE, LIVER, SPLEEN, PANCREAS, LESION = range(8)
 
 # one value a tissue, in the order above
 HU = (-1000, -100, 45, 450, 150, 180, 115, 70)  # after contrast agent
-T1 = (0, 900, 380, 150, 540, 440, 680, 300)
+T1 = (0, 900, 380, 150, 520, 560, 680, 300)
 T2 = (0, 700, 250, 200, 340, 600, 450, 800)
 ADC = (0, 200, 1200, 400, 1100, 800, 1300, 650)  # 1e-6 mm^2 / s
 SUV = (0.02, 0.3, 0.7, 1.0, 2.2, 1.8, 1.3, 7.0)
@@ -62,7 +62,7 @@ def draw_anatomy(shape: tuple[int, int, int], zoom: float, rng: np.random.Genera
     paint(MUSCLE, (0, 0, 0), (2.4, 0.68, 0.82), 0.02)
     paint(BONE, (0, 0.48, 0), (3, 0.14, 0.14), 0.02)
     paint(LIVER, (-0.1, -0.1, -0.4), (0.6, 0.4, 0.34))
-    paint(SPLEEN, (-0.2, 0.15, 0.52), (0.4, 0.24, 0.17))
+    paint(SPLEEN, (-0.1, 0.18, 0.5), (0.45, 0.27, 0.2))
     _paint_pancreas(tissues, grid, rng)
     for _ in range(rng.integers(1, 4)):
         centre = rng.uniform((-0.45, -0.3, -0.6), (0.35, 0.2, -0.2))  # in or near the liver
@@ -187,8 +187,8 @@ DOMAINS = (
         tables={"T1": T1},
         imaging=image_mr,
         spacing_mm=(1.0, 1.0, 1.0),
-        shape=(32, 36, 36),
-        zoom=1.4,
+        shape=(28, 30, 30),
+        zoom=1.3,
         labels={"pancreas": (PANCREAS,), "spleen": (SPLEEN,)},
         num_training=14,
         num_test=8,

@@ -243,15 +243,15 @@ def _corpus(demo: Demo, console: Console) -> None:
 
 def _pretrain(demo: Demo, journal: Journal) -> None:
     """Pretraining, and its weights in the target's plans."""
-    resumed = _has_checkpoint(demo.pretraining_folder)
+    resumed = _is_interrupted(journal, "pretrain", demo.pretraining_folder)
     action = partial(pretrain, CORPUS_ID, CONFIGURATION, continue_training=resumed)
     journal.run("pretrain", f"hssl pretrain {CORPUS_ID}{' --c' * resumed}", action)
     command = _command(f"hssl seed -d {TARGET.number} -p {demo.plans_name} -w", demo.weights)
     journal.run("seed", command, partial(_seed, demo, journal.console))
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return any(folder.glob("checkpoint_*.pth"))
+def _is_interrupted(journal: Journal, stage: str, folder: Path) -> bool:
+    return stage not in journal.seconds and any(folder.glob("checkpoint_*.pth"))
 
 
 def _seed(demo: Demo, console: Console) -> None:
@@ -267,10 +267,11 @@ def _seed(demo: Demo, console: Console) -> None:
 
 def _train_and_predict(demo: Demo, journal: Journal, arm: str) -> None:
     """One arm: fine-tuning, export, prediction of the test cases by stock nnU-Net."""
-    scratch, resumed = arm == "scratch", _has_checkpoint(demo.training_folder(arm))
+    stage, scratch = f"finetune {arm}", arm == "scratch"
+    resumed = _is_interrupted(journal, stage, demo.training_folder(arm))
     command = f"hssl finetune {TARGET.number} {CONFIGURATION} {FOLD}{' --scratch' * scratch}{' --c' * resumed}"
     train = partial(finetune, TARGET.number, CONFIGURATION, FOLD, scratch=scratch, continue_training=resumed)
-    journal.run(f"finetune {arm}", command, train)
+    journal.run(stage, command, train)
     command = _command(f"hssl export -d {TARGET.number} -tr {ARMS[arm]} -o", demo.export_folder(arm))
     journal.run(f"export {arm}", command, partial(_export, demo, arm))
     images = demo.out / ENV_RAW / TARGET.dataset_name / "imagesTs"
