@@ -13,7 +13,7 @@ def held_out_rows(rows: Sequence[ImageRow], fraction: float, seed: int) -> set[i
     """Indices of the images of the held-out patients.
 
     A patient who is held out is so in every domain. Each domain with at least two patients gives at least one, as
-    long as `fraction` is not 0, so that validation sees every domain.
+    long as `fraction` is not 0, so that validation sees every domain; and none gives its last one.
 
     Args:
         rows: the manifest.
@@ -22,12 +22,13 @@ def held_out_rows(rows: Sequence[ImageRow], fraction: float, seed: int) -> set[i
     """
     if fraction == 0:
         return set()
-    rng, patients = np.random.default_rng(seed), set[str]()
-    for domain in sorted({row.domain for row in rows}):
-        there = sorted({row.patient for row in rows if row.domain == domain})
+    rng, held_out = np.random.default_rng(seed), set[str]()
+    patients = {d: {row.patient for row in rows if row.domain == d} for d in sorted({row.domain for row in rows})}
+    for there in patients.values():
         wanted = max(1, round(fraction * len(there))) if len(there) > 1 else 0
-        missing = wanted - len(patients.intersection(there))
-        rest = [patient for patient in there if patient not in patients]
-        if missing > 0:
-            patients.update(rest[i] for i in rng.choice(len(rest), min(missing, len(rest) - 1), replace=False))
-    return {index for index, row in enumerate(rows) if row.patient in patients}
+        for patient in map(str, rng.permutation(sorted(there - held_out))):
+            if len(held_out & there) >= wanted:
+                break
+            if all(others - held_out - {patient} for others in patients.values() if patient in others):
+                held_out.add(patient)
+    return {index for index, row in enumerate(rows) if row.patient in held_out}

@@ -59,3 +59,11 @@ def test_the_draw_follows_the_seed_and_not_the_order_of_the_rows() -> None:
     draws = [{rows[i].case for i in held_out_rows(rows, 0.2, seed)} for seed in range(4)]
     assert {shuffled[i].case for i in held_out_rows(shuffled, 0.2, 2)} == draws[2]
     assert len({frozenset(draw) for draw in draws}) == 4
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_small_domain_whose_patients_are_all_in_a_large_one_keeps_one_to_train_on(seed: int) -> None:
+    large = [replace(TEMPLATE, domain=0, patient=f"p{i}", case=f"p{i}") for i in range(20)]
+    small = [replace(row, domain=1) for row in large[:3]]
+    held_out = held_out_rows(large + small, 0.5, seed)
+    assert {20, 21, 22} - held_out and {20, 21, 22} & held_out
