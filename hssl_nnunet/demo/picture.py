@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -76,18 +77,40 @@ def mean_dice(cases: Sequence[Mapping[str, float]], label: str) -> float:
     return mean(values) if values else float("nan")
 
 
-def draw_demo(path: Path, truth: Path, predictions: Mapping[str, Path], scores: Scores, pretraining: Path) -> None:
-    """Draw domains (top), what pretraining shows of itself (middle), one test case and all Dice values (bottom).
+def draw_demo(
+    path: Path,
+    *,
+    pretraining: Path,
+    validation: Mapping[str, Sequence[float]],
+    truth: Path,
+    predictions: Mapping[str, Path],
+    scores: Scores,
+) -> None:
+    """Draw domains (top), what pretraining shows of itself (middle), the target's trainings and tests (bottom).
 
     Args:
         path: the PNG to write.
+        pretraining: results folder of the pretraining.
+        validation: arm -> nnU-Net's mean pseudo Dice on the validation cases after each epoch.
         truth: folder of the masks of the target's test cases.
         predictions: arm -> folder of its predicted masks.
         scores: arm -> for each test case: label -> Dice.
-        pretraining: results folder of the pretraining.
     """
-    figure = Figure(figsize=(15, 15), layout="constrained")
-    parts: Any = figure.subfigures(3, 1, height_ratios=(3.2, 5.2, 4), hspace=0.02)
+    with style.context("default", after_reset=True):  # nnU-Net's progress plots leave seaborn's huge fonts behind
+        figure = _figure(pretraining, validation, truth, predictions, scores)
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+
+
+def _figure(
+    pretraining: Path,
+    validation: Mapping[str, Sequence[float]],
+    truth: Path,
+    predictions: Mapping[str, Path],
+    scores: Scores,
+) -> Figure:
+    figure = Figure(figsize=(16, 14.5), layout="constrained")
+    parts: Any = figure.subfigures(3, 1, height_ratios=(3.4, 5.4, 3.4), hspace=0.02)
     for part, title in zip(parts, TITLES, strict=True):
         part.suptitle(title, fontweight="bold")
     for axis, domain in zip(parts[0].subplots(1, len(DOMAINS)), DOMAINS, strict=True):
@@ -97,11 +120,11 @@ def draw_demo(path: Path, truth: Path, predictions: Mapping[str, Path], scores: 
     _paste(reconstructions, imread(pretraining / "reconstructions.png"), "reconstructions of held-out images")
     picture = imread(pretraining / "embeddings.png")
     _paste(embeddings, picture[:, : picture.shape[1] // 2], "embeddings of held-out images")  # the half by domain
-    *panels, dots = parts[2].subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
+    progress, *panels, dots = parts[2].subplots(1, 5, width_ratios=(1.2, 1, 1, 1, 1.2))
+    _draw_progress(progress, validation)
     _draw_case(panels, truth, predictions, scores)
     _draw_dice(dots, scores)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    return figure
 
 
 def _draw_domain(axis: Axes, domain: Domain) -> None:
@@ -114,6 +137,15 @@ def _draw_domain(axis: Axes, domain: Domain) -> None:
     spacing = " x ".join(f"{s:g}" for s in domain.spacing_mm)
     annotated = ", ".join(domain.labels) or "no masks"
     axis.set_title(f"{domain.name} ({' + '.join(domain.tables)})\n{spacing} mm; {annotated}", fontsize=9)
+
+
+def _draw_progress(axis: Axes, validation: Mapping[str, Sequence[float]]) -> None:
+    for (arm, values), colour in zip(validation.items(), ARM_COLOURS, strict=True):
+        axis.plot(range(1, len(values) + 1), values, color=colour, label=arm)
+    axis.set(xlabel="epoch", ylabel="mean pseudo Dice", ylim=(0, 1))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_title("validation cases", fontsize=10)
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 def _draw_case(axes: Sequence[Axes], truth: Path, predictions: Mapping[str, Path], scores: Scores) -> None:
@@ -140,7 +172,7 @@ def _draw_dice(axis: Axes, scores: Scores) -> None:
             axis.scatter(place, values, s=22, c=colour, linewidths=0, label=arm if index == 0 else None)
             axis.hlines(np.nanmean(values), index + shift - 0.13, index + shift + 0.13, colour, linewidth=2)
     axis.set(xticks=range(len(TARGET.labels)), xticklabels=list(TARGET.labels), ylim=(-0.02, 1), ylabel="Dice")
-    axis.set_title(f"{TARGET.num_test} test cases, one seed", fontsize=10)
+    axis.set_title(f"{TARGET.num_test} test cases", fontsize=10)
     axis.legend(frameon=False, fontsize=9, loc="lower right")
 
 
@@ -170,7 +202,7 @@ def _richest_slice(mask: Array) -> int:
 
 def _show(axis: Axes, image: Array, index: int) -> None:
     is_ct = image.min() < -500
-    low, high = HU_WINDOW if is_ct else np.percentile(image, (1, 99))
+    low, high = HU_WINDOW if is_ct else np.percentile(image, (1, 99.5))
     axis.imshow(image[index], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 

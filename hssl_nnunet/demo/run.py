@@ -318,8 +318,14 @@ def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
 
     scores: Scores = {arm: dice_per_case(demo.predictions(arm), demo.truth) for arm in ARMS}
     write_json(demo.out / "dice.json", scores)
-    predictions = {arm: demo.predictions(arm) for arm in ARMS}
-    draw_demo(demo.out / "demo.png", demo.truth, predictions, scores, demo.pretraining_folder)
+    draw_demo(
+        demo.out / "demo.png",
+        pretraining=demo.pretraining_folder,
+        validation={arm: _validation_curve(demo.training_folder(arm)) for arm in ARMS},
+        truth=demo.truth,
+        predictions={arm: demo.predictions(arm) for arm in ARMS},
+        scores=scores,
+    )
     console = journal.console
     console.print()
     console.print(results_table(scores))
@@ -336,6 +342,12 @@ def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
     ):
         console.print(f"  {path}  {what}", soft_wrap=True, markup=False)
     console.print(NEXT, markup=False)
+
+
+def _validation_curve(folder: Path) -> list[float]:
+    from hssl_nnunet.transfer.export import load_checkpoint
+
+    return [float(dice) for dice in load_checkpoint(folder / "checkpoint_final.pth")["logging"]["mean_fg_dice"]]
 
 
 NEXT = """

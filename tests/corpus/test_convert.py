@@ -160,8 +160,7 @@ def test_unreadable_image_is_left_to_the_quarantine(nnunet_folders: NNUNET_FOLDE
     assert (folder / "imagesTr" / "case_a_0000.nii.gz").read_bytes() == b"no gzip"
 
 
-@pytest.mark.skipif("HSSL_TEST_DATA" not in os.environ, reason="HSSL_TEST_DATA names no folder of MSD tasks")
-def test_real_hippocampus(nnunet_folders: NNUNET_FOLDERS) -> None:
-    name = convert_msd(Path(os.environ["HSSL_TEST_DATA"]) / "Task04_Hippocampus")
+def test_real_hippocampus(nnunet_folders: NNUNET_FOLDERS, real_data: Path) -> None:
+    name = convert_msd(real_data / "Task04_Hippocampus")
     folder = nnunet_folders["nnUNet_raw"] / name
     assert len(list((folder / "imagesTr").glob("*_0000.nii.gz"))) == len(list((folder / "labelsTr").iterdir())) == 180
