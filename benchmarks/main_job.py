@@ -35,7 +35,7 @@ CORPUS = "Dataset900_Corpus"
 
 def main() -> None:
     args = arguments()
-    job = Job(args.work.resolve(), args.out)
+    job = Job(args.work.resolve(), args.data, args.out)
     prepare(job, args.data)
     pretrain(job, args.epochs)
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -49,8 +49,8 @@ def main() -> None:
 class Job:
     """Runs commands, measures them and keeps what was measured."""
 
-    def __init__(self, work: Path, out: Path):
-        self.work, self.out = work, out
+    def __init__(self, work: Path, data: Path, out: Path):
+        self.work, self.data, self.out = work, data, out
         self.result = read_json(out) if out.is_file() else {"about": about(), "stages": {}}
         self.environment = {
             **os.environ,
@@ -75,7 +75,7 @@ class Job:
             print(f"{name} failed with exit code {process.returncode}; see {log}", flush=True)
             os._exit(1)  # from whatever thread; what is done is in the JSON
         self.result["stages"][name] = {
-            "command": shlex.join(command).replace(str(self.work), "$WORK"),
+            "command": shlex.join(command).replace(str(self.work), "$WORK").replace(str(self.data), "$DATA"),
             "wall_s": round(time.time() - begin, 1),
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
             "peak_gib": round(usage.ru_maxrss / 2**20, 2),  # of the largest process
