@@ -157,7 +157,8 @@ class FinetuningPlan:
         initial_lr: peak learning rate with pretrained weights.
         scratch_lr: peak learning rate without.
         weight_decay: weight decay of the optimiser.
-        head_init: start of the segmentation layers: `zero`, `small` (a tenth of nnU-Net's) or `stock`.
+        head_init: start of the segmentation layers: `fitted` to the features of labelled voxels, so that no class can
+            start dead, or `stock` (drawn at random, as nnU-Net does).
         precision: `auto` follows the hardware.
         seed: seed of the fresh layers and of torch; null draws one, and logs it.
     """
@@ -173,7 +174,7 @@ class FinetuningPlan:
     initial_lr: Positive
     scratch_lr: Positive
     weight_decay: NonNegative
-    head_init: Literal["zero", "small", "stock"]
+    head_init: Literal["fitted", "stock"]
     precision: Literal["auto", "fp32", "bf16"]
     seed: Index | None
 

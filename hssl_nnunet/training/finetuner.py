@@ -15,13 +15,14 @@ from hssl_nnunet.files import write_json, written_whole
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import target_block
 from hssl_nnunet.training import precision
+from hssl_nnunet.training.head_start import HeadFit
 from hssl_nnunet.training.schedule import EpochSchedule, build_optimizer, finetuning_multipliers
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.seeding import load_into
 from hssl_nnunet.transfer.weights_file import file_sha256, load_weights
 
-HEAD_SCALE = {"zero": 0.0, "small": 0.1, "stock": 1.0}
+HEAD_BATCHES, MOST_HEAD_BATCHES = 10, 50
 
 
 class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
@@ -76,20 +77,29 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         """Put the weights in place, unless the run is resumed."""
         super().on_train_start()
         if self.current_epoch == 0:
-            self.start_segmentation_layers()
             if self.seeded:
                 self.load_pretrained()
+            if self.plan.head_init == "fitted":
+                self.fit_segmentation_layers()
 
-    @torch.no_grad()
-    def start_segmentation_layers(self) -> None:
-        """Scale the fresh segmentation layers by the plan's `head_init`.
+    def fit_segmentation_layers(self) -> None:
+        """Fit the fresh segmentation layers to the features of the first batches, so that no class starts dead.
 
-        At 0 every class starts with the same probability everywhere, whatever the seed; but the layers then grow too
-        slowly for a short training, and every class of few voxels stays empty (`benchmarks/finetuning_trials.py`).
+        Takes `HEAD_BATCHES` training batches, and more until every class has been seen.
         """
-        for layer in self.stock_network().decoder.seg_layers:  # type: ignore[union-attr]
-            for parameter in layer.parameters():
-                parameter.mul_(HEAD_SCALE[self.plan.head_init])
+        fit = HeadFit(self.stock_network(), regions=self.label_manager.has_regions)
+        for index in range(MOST_HEAD_BATCHES):
+            batch = next(self.dataloader_train)
+            target = batch["target"]
+            with precision.autocast(self.plan.precision, self.device):
+                images = precision.formatted(batch["data"], self.device)
+                fit.add(images, target if isinstance(target, list) else [target])
+            missing = fit.missing() if index + 1 >= HEAD_BATCHES else []
+            if index + 1 >= HEAD_BATCHES and not missing:
+                break
+        if missing:
+            self.print_to_log_file(f"WARNING: no voxel of class {missing} in {MOST_HEAD_BATCHES} batches")
+        fit.apply()
 
     def load_pretrained(self) -> None:
         """Project the weights file onto the network, and keep the transfer report beside the checkpoints.
