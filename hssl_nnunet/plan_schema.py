@@ -159,6 +159,8 @@ class FinetuningPlan:
         weight_decay: weight decay of the optimiser.
         head_init: start of the segmentation layers: `fitted` to the features of labelled voxels, so that no class can
             start dead, or `stock` (drawn at random, as nnU-Net does).
+        transfer: what is taken of the pretrained weights: `all` that fits, the `encoder` alone, or what has an `equal`
+            name and shape in the deepest domain's network, as stock nnU-Net could load it.
         precision: `auto` follows the hardware.
         seed: seed of the fresh layers and of torch; null draws one, and logs it.
     """
@@ -175,6 +177,7 @@ class FinetuningPlan:
     scratch_lr: Positive
     weight_decay: NonNegative
     head_init: Literal["fitted", "stock"]
+    transfer: Literal["all", "encoder", "equal"]
     precision: Literal["auto", "fp32", "bf16"]
     seed: Index | None
 

@@ -114,7 +114,8 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
                 f"{path} has sha256 {found[:12]}..., the plans were seeded with {expected[:12]}... "
                 f"Run `hssl seed -d {self.plans_manager.dataset_name} -w {path}` again."
             )
-        entries = load_into(self.stock_network(), tensors, self._topology())
+        domains = [Topology.from_architecture(d.architecture) for d in metadata.domains]
+        entries = load_into(self.stock_network(), tensors, self._topology(), self.plan.transfer, domains)
         report = TransferReport(
             dataset=self.plans_manager.dataset_name,
             configuration=self.configuration_name,

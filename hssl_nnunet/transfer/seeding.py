@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json, write_json, written_whole
-from hssl_nnunet.networks.projection import Entry, plan_projection, project
+from hssl_nnunet.networks.projection import Entry
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import (
     DEFAULT_PLANS,
     SEEDED_SUFFIX,
+    FinetuningPlan,
     TargetBlock,
     finetuning_plan,
     preset_of_plans,
@@ -27,6 +28,7 @@ from hssl_nnunet.plan_schema import (
 from hssl_nnunet.plan_schema import to_json as plan_to_json
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.report import TransferReport
+from hssl_nnunet.transfer.selection import Transfer, selected_state
 from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights
 
 
@@ -71,25 +73,14 @@ def target_network(
     return topology.build(channels, classes, deep_supervision=True, device=device), topology
 
 
-def seeded_state(
-    tensors: Mapping[str, Tensor], network: nn.Module, topology: Topology
-) -> tuple[dict[str, Tensor], list[Entry]]:
-    """Project shared tensors onto a network.
-
-    Args:
-        tensors: role -> shared tensor, as `load_weights` returns them.
-        network: a stock network of this topology.
-        topology: the network's topology.
-
-    Returns:
-        Parameter name -> tensor for what is transferred, and one entry for every parameter of the network.
-    """
-    entries = plan_projection({role: tuple(t.shape) for role, t in tensors.items()}, network, topology)
-    return project(tensors, entries), entries
-
-
 @torch.no_grad()
-def load_into(network: nn.Module, tensors: Mapping[str, Tensor], topology: Topology) -> list[Entry]:
+def load_into(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    topology: Topology,
+    transfer: Transfer = "all",
+    domains: Sequence[Topology] = (),
+) -> list[Entry]:
     """Copy projected weights into a network, in place; what is fresh, as every segmentation layer, stays untouched.
 
     nnU-Net registers a parameter under several names (`conv` and `all_modules.0`, `encoder` and `decoder.encoder`);
@@ -99,11 +90,13 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], topology: Topol
         network: a stock network, neither compiled nor wrapped; any device and dtype.
         tensors: role -> shared tensor, as `load_weights` returns them.
         topology: the network's topology.
+        transfer: what is taken, see `selection`.
+        domains: topologies of the pretraining's domains; only `equal` needs them.
 
     Returns:
         One entry for every parameter of the network.
     """
-    state, entries = seeded_state(tensors, network, topology)
+    state, entries = selected_state(tensors, network, topology, transfer, domains)
     parameters = dict(network.named_parameters())
     for name, tensor in state.items():
         parameters[name].copy_(tensor)
@@ -149,18 +142,20 @@ def seed_target(
     for _, topology in networks.values():
         _check_family(metadata, topology, target)
     notes = tuple(leakage_notes(metadata, target.dataset, target.folder))
+    finetuning = finetuning_plan(preset_of_plans(target.plans), **(finetuning_overrides or {}))
+    domains = [Topology.from_architecture(d.architecture) for d in metadata.domains]
     reports = {
         name: TransferReport(
             dataset=target.dataset,
             configuration=name,
-            entries=tuple(load_into(network, tensors, topology)),
+            entries=tuple(load_into(network, tensors, topology, finetuning.transfer, domains)),
             notes=notes,
         )
         for name, (network, topology) in networks.items()
     }
     if pth is not None:
         _write_pth(pth, networks[asked[0]][0])
-    _write_seeded_plans(target, Path(weights), dict(finetuning_overrides or {}))
+    _write_seeded_plans(target, Path(weights), finetuning)
     return reports
 
 
@@ -205,11 +200,7 @@ def _write_pth(path: str | Path, network: nn.Module) -> None:
         torch.save({"network_weights": network.state_dict()}, file)
 
 
-def _write_seeded_plans(target: _Target, weights: Path, overrides: dict[str, Any]) -> None:
-    block = TargetBlock(
-        weights=str(weights.resolve()),
-        weights_sha256=file_sha256(weights),
-        finetuning=finetuning_plan(preset_of_plans(target.plans), **overrides),
-    )
+def _write_seeded_plans(target: _Target, weights: Path, finetuning: FinetuningPlan) -> None:
+    block = TargetBlock(weights=str(weights.resolve()), weights_sha256=file_sha256(weights), finetuning=finetuning)
     name = target.plans["plans_name"] + SEEDED_SUFFIX
     write_json(target.folder / f"{name}.json", {**target.plans, "plans_name": name, "hssl": plan_to_json(block)})

@@ -25,7 +25,8 @@ from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
 from hssl_nnunet.training.finetuner import HSSLFinetuner
 from hssl_nnunet.training.precision import compute_dtype
 from hssl_nnunet.transfer.export import load_checkpoint
-from hssl_nnunet.transfer.seeding import seed_target, seeded_state
+from hssl_nnunet.transfer.seeding import seed_target
+from hssl_nnunet.transfer.selection import selected_state
 from hssl_nnunet.transfer.weights_file import file_sha256, load_weights
 
 TARGET = "Dataset007_Target"
@@ -126,7 +127,7 @@ def parameters(trainer: HSSLFinetuner) -> dict[str, torch.Tensor]:
 def projected(trainer: HSSLFinetuner, weights: Path) -> dict[str, torch.Tensor]:
     network = trainer.stock_network()
     topology = Topology.from_architecture(tiny_corpus.ARCHITECTURES[tiny_corpus.CUBE])
-    return seeded_state(load_weights(weights)[0], network, topology)[0]
+    return selected_state(load_weights(weights)[0], network, topology)[0]
 
 
 def test_training_starts_from_the_projected_weights(target: Any, weights: Path) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import target_block
-from hssl_nnunet.transfer.seeding import load_into, seed_target, seeded_state
+from hssl_nnunet.transfer.seeding import load_into, seed_target
+from hssl_nnunet.transfer.selection import selected_state
 
 
 def stock_network(family: str, configuration: str = "3d_fullres", channels: int = tiny.CHANNELS) -> nn.Module:
@@ -53,7 +54,7 @@ def target(preprocessed: Path) -> Path:
 def test_every_name_of_a_parameter_gets_the_copy(family: str) -> None:
     network, tensors = stock_network(family), tiny.shared_tensors(family)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    state, _ = seeded_state(tensors, network, target_topology(family))
+    state, _ = selected_state(tensors, network, target_topology(family))
 
     entries = load_into(network, tensors, target_topology(family))
 
@@ -155,7 +156,7 @@ def test_stock_nnunet_loads_the_pth_file(preprocessed: Path, tmp_path: Path, fam
 
     load_pretrained_weights(network, str(pth))
 
-    state, _ = seeded_state(tiny.shared_tensors(family), network, target_topology(family))
+    state, _ = selected_state(tiny.shared_tensors(family), network, target_topology(family))
     transferred = [entry for entry in report.entries if entry.status != "fresh"]
     assert {e.part for e in transferred} == {"encoder", "decoder"}
     for entry in transferred:

@@ -1,0 +1,1 @@
+"""Proof against vanilla nnU-Net at few labels: splits, arms, jobs, metrics, statistics, one page."""

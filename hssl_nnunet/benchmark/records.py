@@ -1,0 +1,119 @@
+"""What one run of a benchmark leaves behind: the only data that statistics and report see.
+
+A record is one JSON file, `runs/<dataset_name>/<budget>/<arm>/seed_<seed>/record.json` in the benchmark's folder,
+written whole when its run has ended. A budget is spelled as the user typed it: `5%`, or `9` for nine cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.plan_schema import parse, to_json
+
+RECORD_FILE = "record.json"
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaseScore:
+    """One label of one test case.
+
+    Attributes:
+        case: the test case.
+        patient: its patient; several cases may share one.
+        label: name of the label or region.
+        dice: Dice in [0, 1], as nnU-Net computes it; nan when the label is empty in truth and prediction, 0 when it is
+            empty in one of them.
+        nsd: normalised surface Dice in [0, 1] at the tolerance of the benchmark; same conventions.
+        hd95_mm: 95th percentile of the Hausdorff distance in mm; nan when the label is empty in truth and prediction,
+            inf when it is empty in one of them.
+    """
+
+    case: str
+    patient: str
+    label: str
+    dice: float
+    nsd: float
+    hd95_mm: float
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochScore:
+    """Mean Dice over the test cases (labels averaged within a case) after an epoch of fine-tuning.
+
+    Attributes:
+        epoch: epochs done, from 1.
+        dice: mean Dice in [0, 1].
+    """
+
+    epoch: int
+    dice: float
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """One fine-tuning run and its scores on the fixed test set.
+
+    Attributes:
+        dataset_name: nnU-Net's dataset name of the target.
+        budget: label budget, as typed.
+        arm: name of the arm.
+        seed: seed of the run; the same seed gives every arm the same labelled cases.
+        training_cases: the labelled cases.
+        num_epochs: epochs of fine-tuning.
+        num_iterations_per_epoch: optimiser steps in an epoch.
+        train_s: wall time of training in seconds.
+        peak_gib: peak memory of the training process in GiB.
+        weights_sha256: the weights it started from; null = none.
+        epochs: test Dice along the training, ascending in epoch.
+        scores: the final scores.
+    """
+
+    dataset_name: str
+    budget: str
+    arm: str
+    seed: int
+    training_cases: tuple[str, ...]
+    num_epochs: int
+    num_iterations_per_epoch: int
+    train_s: float
+    peak_gib: float
+    weights_sha256: str | None
+    epochs: tuple[EpochScore, ...]
+    scores: tuple[CaseScore, ...]
+
+    __pydantic_config__ = STRICT
+
+
+def record_path(folder: Path, dataset_name: str, budget: str, arm: str, seed: int) -> Path:
+    """Where the record of a run lies in the benchmark's folder."""
+    return folder / "runs" / dataset_name / budget / arm / f"seed_{seed}" / RECORD_FILE
+
+
+def write_record(folder: Path, record: RunRecord) -> Path:
+    """Write a record, whole or not at all."""
+    path = record_path(folder, record.dataset_name, record.budget, record.arm, record.seed)
+    write_json(path, to_json(record))
+    return path
+
+
+def read_records(folder: Path) -> list[RunRecord]:
+    """Every record of a benchmark, sorted by path; empty when none has ended yet.
+
+    Raises:
+        HSSLError: a file that is no record.
+    """
+    return [parse(RunRecord, read_json(path), path) for path in _paths(folder)]
+
+
+def _paths(folder: Path) -> Iterable[Path]:
+    return sorted((folder / "runs").glob(f"*/*/*/seed_*/{RECORD_FILE}"))

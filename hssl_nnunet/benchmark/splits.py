@@ -1,0 +1,171 @@
+"""Which cases test, and which are labelled at a budget: fixed once, by patient, nested over budgets.
+
+`splits.json` in the benchmark's folder is written once; a later run adds datasets and seeds and changes nothing that is
+there. The user's `splits_final.json` is neither read nor written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import ConfigDict
+
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.plan_schema import parse, to_json
+
+SPLITS_FILE = "splits.json"
+BUDGET = re.compile(r"(?P<cases>[1-9]\d*)|(?P<percent>\d+(\.\d+)?)%")
+TEST_SEED = 2021  # of the test set, one for all benchmarks: it is drawn before any seed of a run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaseInfo:
+    """What a split needs to know of a labelled case.
+
+    Attributes:
+        case: its name.
+        patient: whom it shows.
+        labels: foreground labels (or regions) with at least one voxel in its mask.
+    """
+
+    case: str
+    patient: str
+    labels: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetSplit:
+    """The split of one dataset.
+
+    Attributes:
+        test: the test cases, sorted.
+        patients: case -> patient, of every case.
+        order: seed -> the remaining cases in the order in which budgets take them: a budget of n takes the first n.
+    """
+
+    test: tuple[str, ...]
+    patients: dict[str, str]
+    order: dict[int, tuple[str, ...]]
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def labelled(self, seed: int, budget: str) -> list[str]:
+        """The labelled cases of a seed at a budget, sorted.
+
+        Raises:
+            HSSLError: the budget asks for more cases than there are.
+        """
+        order = self.order[seed]
+        count = budget_cases(budget, len(order))
+        if count > len(order):
+            raise HSSLError(f"Budget {budget}: {count} labelled cases asked for, {len(order)} are not test cases.")
+        return sorted(order[:count])
+
+
+def budget_cases(budget: str, available: int) -> int:
+    """Number of labelled cases of a budget: `9` is nine cases, `5%` that share of `available`, at least one.
+
+    Raises:
+        HSSLError: neither form, or a share above 100 %.
+    """
+    match = BUDGET.fullmatch(budget)
+    if match and match["cases"]:
+        return int(match["cases"])
+    if match and 0 < float(match["percent"]) <= 100:
+        return max(1, round(float(match["percent"]) / 100 * available))
+    raise HSSLError(f"Budget {budget!r}: expected a number of cases such as 9, or a share such as 5%.")
+
+
+def make_split(cases: Sequence[CaseInfo], test_fraction: float, seeds: Sequence[int]) -> DatasetSplit:
+    """Draw the test set and, for each seed, the order of the other cases.
+
+    All cases of a patient are on one side, and next to each other in an order. Each order begins with cases that
+    together show every label, as few as a greedy choice finds, so that no budget of at least that many lacks a label.
+
+    Args:
+        cases: every labelled case of the dataset.
+        test_fraction: share of the patients that test; at least one, and at least one is left.
+        seeds: seeds of the orders.
+
+    Raises:
+        HSSLError: fewer than two patients.
+    """
+    patients = sorted({c.patient for c in cases})
+    if len(patients) < 2:
+        raise HSSLError(f"A benchmark needs at least two patients, got {len(patients)}. Check `--patient_regex`.")
+    count = min(max(1, round(test_fraction * len(patients))), len(patients) - 1)
+    test = set(np.random.default_rng(TEST_SEED).permutation(patients)[:count].tolist())
+    rest = [c for c in cases if c.patient not in test]
+    return DatasetSplit(
+        test=tuple(sorted(c.case for c in cases if c.patient in test)),
+        patients={c.case: c.patient for c in sorted(cases, key=lambda c: c.case)},
+        order={seed: tuple(c.case for c in training_order(rest, seed)) for seed in seeds},
+    )
+
+
+def training_order(cases: Sequence[CaseInfo], seed: int) -> list[CaseInfo]:
+    """Cases in a random order by patient, those first that complete the set of labels."""
+    by_patient: dict[str, list[CaseInfo]] = {}
+    for case in sorted(cases, key=lambda c: c.case):
+        by_patient.setdefault(case.patient, []).append(case)
+    drawn = np.random.default_rng(seed).permutation(sorted(by_patient)).tolist()
+    shuffled = [case for patient in drawn for case in by_patient[patient]]
+    first = _covering(shuffled)
+    chosen = {c.case for c in first}
+    return first + [c for c in shuffled if c.case not in chosen]
+
+
+def _covering(cases: Sequence[CaseInfo]) -> list[CaseInfo]:
+    """The earliest case that shows most of the labels not yet shown, again and again until all are."""
+    missing = set().union(*(c.labels for c in cases))
+    chosen: list[CaseInfo] = []
+    while missing:
+        best = max(cases, key=lambda c: len(c.labels & missing))  # max keeps the earliest of equals
+        chosen.append(best)
+        missing -= best.labels
+    return chosen
+
+
+def fixed_splits(
+    folder: Path, cases: Mapping[str, Sequence[CaseInfo]], test_fraction: float, seeds: Sequence[int]
+) -> dict[str, DatasetSplit]:
+    """Splits of a benchmark: those in its folder, completed by datasets and seeds that it lacks.
+
+    Args:
+        folder: the benchmark's folder.
+        cases: dataset name -> its labelled cases.
+        test_fraction: share of patients that test, for datasets that are new.
+        seeds: seeds that are needed.
+
+    Raises:
+        HSSLError: a test case of the file is gone, or a case has come that the file does not know.
+    """
+    path = folder / SPLITS_FILE
+    splits = parse(dict[str, DatasetSplit], read_json(path), path) if path.is_file() else {}
+    for dataset_name, infos in cases.items():
+        if dataset_name not in splits:
+            splits[dataset_name] = make_split(infos, test_fraction, seeds)
+            continue
+        split = splits[dataset_name]
+        _check_cases(split, infos, dataset_name, path)
+        rest = [c for c in infos if c.case not in split.test]
+        new = {s: tuple(c.case for c in training_order(rest, s)) for s in seeds if s not in split.order}
+        splits[dataset_name] = replace(split, order={**split.order, **new})
+    write_json(path, {name: to_json(split) for name, split in splits.items()})
+    return splits
+
+
+def _check_cases(split: DatasetSplit, infos: Sequence[CaseInfo], dataset_name: str, path: Path) -> None:
+    known, there = set(split.patients), {c.case for c in infos}
+    if known != there:
+        gone, new = sorted(known - there), sorted(there - known)
+        raise HSSLError(
+            f"{dataset_name} has changed since {path} was written: gone {', '.join(gone) or 'none'}, new "
+            f"{', '.join(new) or 'none'}. The test set is never changed: restore the dataset, or start a benchmark in "
+            "another folder with `-o`."
+        )

@@ -1,0 +1,104 @@
+"""Splits: by patient, nested, every label, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hssl_nnunet.benchmark.splits import (
+    SPLITS_FILE,
+    CaseInfo,
+    budget_cases,
+    fixed_splits,
+    make_split,
+    training_order,
+)
+from hssl_nnunet.errors import HSSLError
+
+
+def cases(patients: int, per_patient: int = 2, rare: int = 7) -> list[CaseInfo]:
+    """`rare` is the only patient that shows label c."""
+    return [
+        CaseInfo(case=f"p{p:02}_{i}", patient=f"p{p:02}", labels=frozenset("abc" if p == rare else "ab"))
+        for p in range(patients)
+        for i in range(per_patient)
+    ]
+
+
+def test_no_patient_is_on_both_sides_and_no_case_is_lost() -> None:
+    infos = cases(20)
+    split = make_split(infos, 0.3, [0, 1])
+    patient = {c.case: c.patient for c in infos}
+    test = {patient[c] for c in split.test}
+    assert len(test) == 6 and split.patients == patient
+    for order in split.order.values():
+        assert test.isdisjoint(patient[c] for c in order)
+        assert sorted([*split.test, *order]) == sorted(patient)
+
+
+def test_the_test_set_does_not_depend_on_the_seeds_and_training_does() -> None:
+    one, other = make_split(cases(20), 0.3, [0]), make_split(cases(20), 0.3, [5, 0])
+    assert one.test == other.test and one.order[0] == other.order[0]
+    assert other.order[5] != other.order[0]
+
+
+def test_a_smaller_budget_is_part_of_a_larger_one() -> None:
+    split = make_split(cases(40), 0.25, [3])
+    subsets = [set(split.labelled(3, budget)) for budget in ("1", "5%", "10%", "20%", "100%")]
+    assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+    assert [len(s) for s in subsets] == [1, 3, 6, 12, 60]
+
+
+def test_every_order_begins_with_every_label() -> None:
+    infos = cases(12)
+    rest = [c for c in infos if c.patient != "p03"]
+    for seed in range(20):
+        order = training_order(rest, seed)
+        assert order[0].labels == set("abc")
+        assert sorted(c.case for c in order) == sorted(c.case for c in rest)
+
+
+def test_patients_stay_together_where_labels_allow() -> None:
+    infos = [CaseInfo(case=f"{p}_{i}", patient=p, labels=frozenset("a")) for p in "abcdef" for i in range(3)]
+    order = [c.patient for c in training_order(infos, 1)]
+    # the first one is chosen for its label; it leads its own patient
+    assert [order[i : i + 3] for i in range(0, 18, 3)] == [[p] * 3 for p in dict.fromkeys(order)]
+
+
+@pytest.mark.parametrize(("budget", "count"), [("5%", 7), ("0.1%", 1), ("100%", 140), ("9", 9)])
+def test_budgets(budget: str, count: int) -> None:
+    assert budget_cases(budget, 140) == count
+
+
+@pytest.mark.parametrize("budget", ["0", "0%", "101%", "-3", "five", "5 %", ""])
+def test_a_wrong_budget_says_what_is_expected(budget: str) -> None:
+    with pytest.raises(HSSLError, match="expected a number of cases"):
+        budget_cases(budget, 140)
+
+
+def test_a_budget_beyond_the_cases_is_refused() -> None:
+    with pytest.raises(HSSLError, match="99 labelled cases asked for, 14"):
+        make_split(cases(10), 0.3, [0]).labelled(0, "99")
+
+
+def test_one_patient_cannot_be_split() -> None:
+    with pytest.raises(HSSLError, match="patient_regex"):
+        make_split(cases(1), 0.3, [0])
+
+
+def test_what_is_written_never_changes(tmp_path: Path) -> None:
+    first = fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0])
+    text = (tmp_path / SPLITS_FILE).read_text()
+    assert fixed_splits(tmp_path, {"A": cases(20)}, 0.5, [0]) == first
+    assert (tmp_path / SPLITS_FILE).read_text() == text
+    grown = fixed_splits(tmp_path, {"A": cases(20), "B": cases(9)}, 0.3, [0, 1])
+    assert grown["A"].test == first["A"].test and grown["A"].order[0] == first["A"].order[0]
+    assert set(grown["A"].order) == {0, 1} and set(grown) == {"A", "B"}
+    assert fixed_splits(tmp_path, {"B": cases(9)}, 0.3, [0]) == grown
+
+
+def test_a_changed_dataset_is_refused_and_named(tmp_path: Path) -> None:
+    fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0])
+    with pytest.raises(HSSLError, match="gone p19_0, p19_1, new none"):
+        fixed_splits(tmp_path, {"A": cases(19)}, 0.3, [0])
