@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 PRETRAIN_TRAINER = "nnUNetTrainerHSSLPretrain"
 FINETUNE_TRAINER = "nnUNetTrainerHSSLFinetune"
 SCRATCH_TRAINER = "nnUNetTrainerHSSLScratch"
-TRAINERS = (PRETRAIN_TRAINER, FINETUNE_TRAINER, SCRATCH_TRAINER)
+VANILLA_TRAINER = "nnUNetTrainerHSSLVanilla"
+TRAINERS = (PRETRAIN_TRAINER, FINETUNE_TRAINER, SCRATCH_TRAINER, VANILLA_TRAINER)
 SMALL_MACHINE_CORES = 4
+LOCK_FILE = ".hssl.lock"
 
 
 def set_environment() -> None:
@@ -172,12 +174,24 @@ def claimed(folder: Path) -> Iterator[None]:
         HSSLError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".hssl.lock").open("w") as handle:
+    with (folder / LOCK_FILE).open("w") as handle:
         try:
             _lock(handle.fileno())
         except OSError:
             raise HSSLError(f"Another process trains in {folder}. Wait for it, or stop it.") from None
         yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process holds `folder`; never this one, for a process is not locked out by itself."""
+    if not (folder / LOCK_FILE).is_file():
+        return False
+    with (folder / LOCK_FILE).open("a") as handle:
+        try:
+            _lock(handle.fileno())
+        except OSError:
+            return True
+    return False
 
 
 def _lock(descriptor: int) -> None:

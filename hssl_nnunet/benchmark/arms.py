@@ -1,0 +1,81 @@
+"""Arms of a benchmark: each one a few plan values over the same machinery, in `plans/benchmark_arms.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from hssl_nnunet.errors import HSSLError, unknown_name
+from hssl_nnunet.files import read_json
+from hssl_nnunet.launch import FINETUNE_TRAINER
+from hssl_nnunet.paths import plans_dir
+from hssl_nnunet.plan_schema import parse
+
+ARMS_FILE = "benchmark_arms.json"
+EXTERNAL = "external:"
+DEFAULT_ARMS = ("vanilla", "scratch", "hssl", "mae")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """How an arm differs from the others; plan, data, iterations and deep supervision are the same for all.
+
+    Attributes:
+        description: one line for the report.
+        trainer: trainer class of the fine-tuning.
+        pretrained_on: domains of its own pretraining: `all`, the `target`'s alone, or `none`.
+        weights_of: another arm whose weights it takes instead; null = its own.
+        groups: the corpus' `hierarchy`, or `shuffled` over the domains.
+        pretraining: values that differ from the preset's pretraining; nested keys merge.
+        finetuning: values that differ from the preset's fine-tuning.
+    """
+
+    description: str
+    trainer: str = FINETUNE_TRAINER
+    pretrained_on: Literal["none", "all", "target"] = "none"
+    weights_of: str | None = None
+    groups: Literal["hierarchy", "shuffled"] = "hierarchy"
+    pretraining: dict[str, Any] = field(default_factory=dict)
+    finetuning: dict[str, Any] = field(default_factory=dict)
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it starts from weights."""
+        return self.trainer == FINETUNE_TRAINER
+
+
+def known_arms() -> dict[str, Arm]:
+    """The arms that ship with the package."""
+    path = plans_dir() / ARMS_FILE
+    return parse(dict[str, Arm], read_json(path), path)
+
+
+def chosen_arms(names: Sequence[str]) -> dict[str, Arm]:
+    """Arms by name; `external:PATH` is any weights file, fine-tuned like the others.
+
+    Raises:
+        HSSLError: an unknown name, a name twice, or an external file that is missing.
+    """
+    known = known_arms()
+    if doubled := sorted({n for n in names if list(names).count(n) > 1}):
+        raise HSSLError(f"--arms names {', '.join(doubled)} twice.")
+    return {name: _external(name) if name.startswith(EXTERNAL) else _known(name, known) for name in names}
+
+
+def _known(name: str, known: Mapping[str, Arm]) -> Arm:
+    if name not in known:
+        raise unknown_name("arm", name, [*known, f"{EXTERNAL}PATH"])
+    return known[name]
+
+
+def _external(name: str) -> Arm:
+    path = Path(name.removeprefix(EXTERNAL))
+    if not path.is_file():
+        raise HSSLError(f"Arm {name}: {path} does not exist. Name a weights file, as `hssl pretrain` writes it.")
+    return Arm(description=f"weights of {path.name}", weights_of=name)

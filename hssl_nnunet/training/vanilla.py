@@ -1,0 +1,43 @@
+"""Stock nnU-Net at the length of a fine-tuning run: the benchmark's baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from hssl_nnunet.plan_schema import target_block
+
+
+class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
+    """Stock nnU-Net in everything but its length, which the `hssl` block of the plans gives.
+
+    Optimiser, learning rate, polynomial schedule, precision and start are nnU-Net's own, so that at equal iterations
+    every other arm is compared with what a user of nnU-Net has today.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
+    ):
+        """Take the length from the `hssl` block of the plans.
+
+        Raises:
+            HSSLError: the plans have no such block, or it is wrong.
+        """
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.plan = plan = target_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json").finetuning
+        self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
+        self.num_iterations_per_epoch = plan.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = plan.num_val_iterations_per_epoch
+
+    def initialize(self) -> None:
+        """Build everything as nnU-Net does, from the plan's seed where it has one."""
+        if self.plan.seed is not None:
+            torch.manual_seed(self.plan.seed)
+        super().initialize()
