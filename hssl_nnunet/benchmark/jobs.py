@@ -11,9 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -86,25 +85,25 @@ class JobTable:
         """Set the state of a job."""
         write_json(self.folder(name) / STATE_FILE, to_json(state))
 
-    @contextmanager
-    def running(self, name: str) -> Iterator[None]:
-        """Hold a job while the block runs it: done when the block ends, failed when it raises.
+    def run(self, name: str, work: Callable[[], None]) -> None:
+        """Hold a job while `work` does it: done when it returns, failed when it raises; nothing if it was done before.
 
         Raises:
             HSSLError: another process runs it.
         """
         with claimed(self.folder(name)):
-            begin, started = time.time(), datetime.now(timezone.utc).isoformat(timespec="seconds")
             # not `state`: a look at the lock from the process that holds it would release it
-            now = JobState(state="running", started=started, attempts=self._stored(name).attempts + 1)
+            before = self._stored(name)
+            if before.state == "done":  # by another runner, between this one's look and its start
+                return
+            begin, started = time.time(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = JobState(state="running", started=started, attempts=before.attempts + 1)
             self.write(name, now)
             try:
-                yield
+                work()
             except Exception as error:
-                seconds = round(time.time() - begin, 1)
-                self.write(
-                    name, replace(now, state="failed", seconds=seconds, error=f"{type(error).__name__}: {error}")
-                )
+                said = f"{type(error).__name__}: {error}"
+                self.write(name, replace(now, state="failed", seconds=round(time.time() - begin, 1), error=said))
                 raise
             self.write(name, replace(now, state="done", seconds=round(time.time() - begin, 1)))
 
