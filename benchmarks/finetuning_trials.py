@@ -1,6 +1,6 @@
 """Short fine-tuning runs over many seeds, to choose plan values: does a class die, and which recipe learns fastest?
 
-    python benchmarks/finetuning_trials.py DATASET FOLD -p PLANS_HSSL --variant zero head_init=zero --variant stock ...
+    python benchmarks/finetuning_trials.py DATASET FOLD -p PLANS_HSSL --variant fitted --variant stock head_init=stock
 
 PLANS_HSSL is what `hssl seed` wrote. Each variant names values of the `finetuning` block that differ; `trainer=scratch`
 trains without weights. Runs our trainers themselves on a copy of the plans with half the patch and few steps, and reads
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def main() -> None:
         last = np.array(runs)[:, -1]  # (seeds, labels)
         result[name] = {
             "values": changed,
-            "command": f"python benchmarks/finetuning_trials.py {args.dataset} {args.fold} -p {args.plans} ...",
+            "command": f"python {shlex.join(sys.argv)}",
             "versions": versions(),
             "batch_size": args.batch_size,
             "steps_per_epoch": args.steps,
