@@ -65,7 +65,7 @@ def pretrain(
     """
     name = dataset_name(corpus)
     plans_name = plans_name or corpus_plans_name(name)
-    return _train(name, configuration, "all", PRETRAIN_TRAINER, plans_name, device, continue_training, num_gpus)
+    return train(name, configuration, "all", PRETRAIN_TRAINER, plans_name, device, continue_training, num_gpus)
 
 
 def finetune(
@@ -102,7 +102,7 @@ def finetune(
     trainer = SCRATCH_TRAINER if scratch else FINETUNE_TRAINER
     if str(fold) != "all" and not str(fold).isdigit():
         raise HSSLError(f"Fold '{fold}' is neither a number (0 to 4) nor 'all'.")
-    return _train(name, configuration, str(fold), trainer, plans_name, device, continue_training, num_gpus)
+    return train(name, configuration, str(fold), trainer, plans_name, device, continue_training, num_gpus)
 
 
 def corpus_plans_name(dataset: str) -> str:
@@ -201,7 +201,7 @@ def _lock(descriptor: int) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _train(
+def train(
     dataset: str,
     configuration: str,
     fold: str,
@@ -211,6 +211,14 @@ def _train(
     continue_training: bool,
     num_gpus: int,
 ) -> Path:
+    """Train with any of our trainers, as `nnUNetv2_train` does; the arguments are its own.
+
+    Returns:
+        The folder of the training.
+
+    Raises:
+        HSSLError: dataset, plans, data or device is missing, or the folder is in use or holds a training.
+    """
     set_environment()
     _check_plans(dataset, configuration, plans_name, needs_data=trainer != PRETRAIN_TRAINER)
     device = choose_device(device_name)

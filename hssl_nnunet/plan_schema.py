@@ -149,6 +149,7 @@ class FinetuningPlan:
         num_iterations_per_epoch: optimiser steps in an epoch.
         num_val_iterations_per_epoch: validation steps in an epoch.
         save_every: epochs between checkpoints.
+        full_validation_every: epochs between looks at whole validation cases, for a curve of real Dice; 0 = never.
         schedule: `warmup` (linear, then polynomial), `sawtooth` (decoder first, then all, each with a warm-up),
             or `stock` (nnU-Net's polynomial decay).
         warmup_epochs: epochs of each warm-up.
@@ -169,6 +170,7 @@ class FinetuningPlan:
     num_iterations_per_epoch: Count
     num_val_iterations_per_epoch: Count
     save_every: Count
+    full_validation_every: Index
     schedule: Literal["warmup", "sawtooth", "stock"]
     warmup_epochs: Index
     decoder_epochs: Index
@@ -182,6 +184,10 @@ class FinetuningPlan:
     seed: Index | None
 
     __pydantic_config__ = STRICT
+
+    def looks_at(self, epoch: int) -> bool:
+        """Whether whole validation cases are due at the end of this epoch (from 0)."""
+        return self.full_validation_every > 0 and (epoch + 1) % self.full_validation_every == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,15 +237,15 @@ class TargetBlock:
     """The `hssl` block of a seeded target's plans.
 
     Attributes:
-        weights: path of the weights file.
+        weights: path of the weights file; null = none, for runs without weights alone.
         weights_sha256: content hash of that file, checked before training.
         finetuning: the fine-tuning run.
     """
 
     role: Literal["target"] = "target"
     format_version: Literal[1] = 1
-    weights: str
-    weights_sha256: str
+    weights: str | None
+    weights_sha256: str | None
     finetuning: FinetuningPlan
 
     __pydantic_config__ = STRICT

@@ -29,6 +29,7 @@ class Arm:
         trainer: trainer class of the fine-tuning.
         pretrained_on: domains of its own pretraining: `all`, the `target`'s alone, or `none`.
         weights_of: another arm whose weights it takes instead; null = its own.
+        weights_file: a weights file that it takes instead; null = none.
         groups: the corpus' `hierarchy`, or `shuffled` over the domains.
         pretraining: values that differ from the preset's pretraining; nested keys merge.
         finetuning: values that differ from the preset's fine-tuning.
@@ -38,6 +39,7 @@ class Arm:
     trainer: str = FINETUNE_TRAINER
     pretrained_on: Literal["none", "all", "target"] = "none"
     weights_of: str | None = None
+    weights_file: str | None = None
     groups: Literal["hierarchy", "shuffled"] = "hierarchy"
     pretraining: dict[str, Any] = field(default_factory=dict)
     finetuning: dict[str, Any] = field(default_factory=dict)
@@ -57,15 +59,18 @@ def known_arms() -> dict[str, Arm]:
 
 
 def chosen_arms(names: Sequence[str]) -> dict[str, Arm]:
-    """Arms by name; `external:PATH` is any weights file, fine-tuned like the others.
+    """Arms by name; `external:PATH` is any weights file, fine-tuned like the others, and called `external_<stem>`.
 
     Raises:
         HSSLError: an unknown name, a name twice, or an external file that is missing.
     """
-    known = known_arms()
-    if doubled := sorted({n for n in names if list(names).count(n) > 1}):
-        raise HSSLError(f"--arms names {', '.join(doubled)} twice.")
-    return {name: _external(name) if name.startswith(EXTERNAL) else _known(name, known) for name in names}
+    known, arms = known_arms(), dict[str, Arm]()
+    for text in names:
+        name, arm = _external(text) if text.startswith(EXTERNAL) else (text, _known(text, known))
+        if name in arms:
+            raise HSSLError(f"--arms names {name} twice.")
+        arms[name] = arm
+    return arms
 
 
 def _known(name: str, known: Mapping[str, Arm]) -> Arm:
@@ -74,8 +79,8 @@ def _known(name: str, known: Mapping[str, Arm]) -> Arm:
     return known[name]
 
 
-def _external(name: str) -> Arm:
-    path = Path(name.removeprefix(EXTERNAL))
+def _external(text: str) -> tuple[str, Arm]:
+    path = Path(text.removeprefix(EXTERNAL)).resolve()
     if not path.is_file():
-        raise HSSLError(f"Arm {name}: {path} does not exist. Name a weights file, as `hssl pretrain` writes it.")
-    return Arm(description=f"weights of {path.name}", weights_of=name)
+        raise HSSLError(f"Arm {text}: {path} does not exist. Name a weights file, as `hssl pretrain` writes it.")
+    return f"external_{path.stem}", Arm(description=f"weights of {path.name}", weights_file=str(path))

@@ -146,7 +146,7 @@ def fixed_splits(
         HSSLError: a test case of the file is gone, or a case has come that the file does not know.
     """
     path = folder / SPLITS_FILE
-    splits = parse(dict[str, DatasetSplit], read_json(path), path) if path.is_file() else {}
+    splits = read_splits(folder) if path.is_file() else {}
     for dataset_name, infos in cases.items():
         if dataset_name not in splits:
             splits[dataset_name] = make_split(infos, test_fraction, seeds)
@@ -158,6 +158,16 @@ def fixed_splits(
         splits[dataset_name] = replace(split, order={**split.order, **new})
     write_json(path, {name: to_json(split) for name, split in splits.items()})
     return splits
+
+
+def read_splits(folder: Path) -> dict[str, DatasetSplit]:
+    """The splits of a benchmark.
+
+    Raises:
+        HSSLError: there are none.
+    """
+    path = folder / SPLITS_FILE
+    return parse(dict[str, DatasetSplit], read_json(path, "Run `hssl benchmark run` first."), path)
 
 
 def _check_cases(split: DatasetSplit, infos: Sequence[CaseInfo], dataset_name: str, path: Path) -> None:

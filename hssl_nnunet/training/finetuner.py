@@ -15,6 +15,7 @@ from hssl_nnunet.files import write_json, written_whole
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import target_block
 from hssl_nnunet.training import precision
+from hssl_nnunet.training.full_validation import validate_fully
 from hssl_nnunet.training.head_start import HeadFit
 from hssl_nnunet.training.schedule import EpochSchedule, build_optimizer, finetuning_multipliers
 from hssl_nnunet.transfer.leakage import leakage_notes
@@ -107,6 +108,8 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         Raises:
             HSSLError: the file is missing, or is not the one that the target was seeded with.
         """
+        if self.block.weights is None or self.block.weights_sha256 is None:
+            raise HSSLError("These plans name no weights. Run `hssl seed -d ... -w ...`, or train with `--scratch`.")
         path, expected = Path(self.block.weights), self.block.weights_sha256
         tensors, metadata = load_weights(path)
         if (found := file_sha256(path)) != expected:
@@ -169,6 +172,13 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         """nnU-Net's validation in the hardware's precision."""
         with precision.autocast(self.plan.precision, self.device):
             super().perform_actual_validation(save_probabilities)
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's end of an epoch, after a look at whole validation cases where the plan asks for one."""
+        if self.local_rank == 0 and self.plan.looks_at(self.current_epoch):
+            with precision.autocast(self.plan.precision, self.device):
+                validate_fully(self)
+        super().on_epoch_end()
 
     def save_checkpoint(self, filename: str) -> None:
         """Save nnU-Net's checkpoint, whole or not at all; its plans name the pretrained weights and their hash."""

@@ -8,6 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from hssl_nnunet.plan_schema import target_block
+from hssl_nnunet.training.full_validation import validate_fully
 
 
 class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
@@ -41,3 +42,9 @@ class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
         if self.plan.seed is not None:
             torch.manual_seed(self.plan.seed)
         super().initialize()
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's end of an epoch, after a look at whole validation cases where the plan asks for one."""
+        if self.local_rank == 0 and self.plan.looks_at(self.current_epoch):
+            validate_fully(self)
+        super().on_epoch_end()

@@ -123,7 +123,7 @@ def _finetuned_plans(source: Path) -> dict[str, Any]:
             f"{source} is a pretraining run, which segments nothing. Seed a target with its `hssl.safetensors` "
             "(`hssl seed -d ... -w ...`), run `hssl finetune`, and export that."
         )
-    if "weights" not in block:
+    if not block.get("weights"):
         return plans
     return {**plans, "hssl": {**block, "weights": Path(block["weights"]).name}}
 

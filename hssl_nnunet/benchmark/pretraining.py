@@ -1,0 +1,121 @@
+"""The weights of an arm: pretrained once, at equal updates, without a test patient in any domain."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hssl_nnunet.benchmark.arms import Arm
+from hssl_nnunet.benchmark.splits import DatasetSplit
+from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.corpus.build import build_corpus
+from hssl_nnunet.corpus.parallel import default_processes
+from hssl_nnunet.files import read_json, write_json, written_whole
+from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
+from hssl_nnunet.paths import raw_dir
+from hssl_nnunet.plan_schema import CorpusBlock, corpus_block, merged, to_json
+
+EXCLUDED_FILE = "test_cases.txt"
+FIRST_CORPUS_ID = 900
+SHUFFLE_SEED = 0
+
+
+def corpus_name(arm: str, target: str | None) -> str:
+    """Name of a pretraining's corpus, without `DatasetNNN_`."""
+    return f"Benchmark_{arm}" if target is None else f"Benchmark_{arm}_{target.partition('_')[2]}"
+
+
+def pretrain_arm(
+    workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], name: str, target: str | None
+) -> Path:
+    """Build an arm's corpus and pretrain on it; what an earlier, killed run has done is not done again.
+
+    nnU-Net's environment variables must name the workspace's folders.
+
+    Args:
+        workspace: the benchmark's folder.
+        plan: its plan.
+        splits: dataset name -> split; no test patient of any of them is pretrained on.
+        name: the arm.
+        target: the only domain, for an arm that is pretrained on the target alone; None = all.
+
+    Returns:
+        The weights file.
+    """
+    corpus = _corpus(workspace, plan, splits, name, target)
+    folder = workspace.results / corpus / f"{PRETRAIN_TRAINER}__{plan.plans_name}__{plan.configuration}" / "fold_all"
+    weights = folder / "hssl.safetensors"
+    if not weights.is_file():
+        begun = any(folder.glob("checkpoint_*.pth"))
+        pretrain(
+            corpus,
+            plan.configuration,
+            plans_name=plan.plans_name,
+            device=plan.device,
+            continue_training=begun,
+        )
+    return weights
+
+
+def _corpus(
+    workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], name: str, target: str | None
+) -> str:
+    short = corpus_name(name, target)
+    found = sorted(workspace.preprocessed.glob(f"Dataset*_{short}/{plan.plans_name}.json"))
+    if found:
+        return found[0].parent.name
+    arm = plan.arms[name]
+    domains = plan.domains if target is None else (target,)
+    regexes = [r for r in plan.patient_regex if _names_one_of(r, domains)]
+    report = build_corpus(
+        domains,
+        _free_id(workspace),
+        short,
+        plans_name=plan.plans_name,
+        configuration=plan.configuration,
+        exclude_file=_exclusions(workspace, splits, domains),
+        patient_regex=regexes,
+        num_processes=default_processes(),
+        pretraining_overrides=merged(dict(plan.pretraining), arm.pretraining),
+    )
+    if arm.groups == "shuffled":
+        _shuffle_groups(report.folder / f"{plan.plans_name}.json")
+    return report.dataset_name
+
+
+def _names_one_of(regex: str, domains: tuple[str, ...]) -> bool:
+    dataset = regex.partition("=")[0]
+    return any(dataset == d or (dataset.isdecimal() and int(dataset) == int(d[7:10])) for d in domains)
+
+
+def _free_id(workspace: Workspace) -> int:
+    taken = {p.name[7:10] for base in (raw_dir(), workspace.preprocessed) for p in base.glob("Dataset???_*")}
+    return next(i for i in range(FIRST_CORPUS_ID, 0, -1) if f"{i:03d}" not in taken)
+
+
+def _exclusions(workspace: Workspace, splits: Mapping[str, DatasetSplit], domains: tuple[str, ...]) -> Path:
+    """The test cases of every target that is a domain, and every test patient by name."""
+    lines = sorted(f"{name}:{case}" for name, split in splits.items() if name in domains for case in split.test)
+    path = workspace.folder / (EXCLUDED_FILE if len(domains) > 1 else f"{domains[0]}_{EXCLUDED_FILE}")
+    with written_whole(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _shuffle_groups(path: Path) -> None:
+    """Give each domain the groups of another, drawn at random: as many groups of the same sizes, without a meaning."""
+    plans: dict[str, Any] = read_json(path)
+    block = corpus_block(plans, path)
+    groups = [d.groups for d in block.domains]
+    random.Random(SHUFFLE_SEED).shuffle(groups)
+    domains = tuple(replace(d, groups=g) for d, g in zip(block.domains, groups, strict=True))
+    shuffled = CorpusBlock(domains=domains, pretraining=block.pretraining)
+    write_json(path, {**plans, "hssl": to_json(shuffled)})
+
+
+def needs_own_weights(arm: Arm) -> bool:
+    """Whether the arm is pretrained by the benchmark itself."""
+    return arm.pretrained_on != "none"

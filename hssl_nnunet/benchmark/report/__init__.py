@@ -1,0 +1,1 @@
+"""The page of a benchmark: one self-contained HTML file, the answer first."""

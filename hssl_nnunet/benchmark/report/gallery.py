@@ -1,0 +1,142 @@
+"""The section of cases: for each dataset the test cases worth a look, as pictures where the files are there."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from statistics import fmean
+
+from hssl_nnunet.benchmark.records import RunRecord, record_path
+from hssl_nnunet.benchmark.report.cases import Choice, choose, draw_slice, read_slice
+from hssl_nnunet.benchmark.report.content import CASES_FILE, CaseFiles, Content
+from hssl_nnunet.benchmark.report.wording import METHOD, points, signed
+from hssl_nnunet.benchmark.statistics import BASELINES
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A picture inside the page.
+
+    Attributes:
+        uri: a data URI.
+        alt: what it shows.
+        title: what stands beside it; may be empty.
+    """
+
+    uri: str
+    alt: str
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """A test case.
+
+    Attributes:
+        choice: which case, and why.
+        told: its Dice with both arms, as text.
+        where: the slice that is shown.
+        pictures: of the method and of the baseline; empty when a file is missing.
+        missing: why there is no picture.
+    """
+
+    choice: Choice
+    told: str
+    where: str = ""
+    pictures: tuple[Picture, ...] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gallery:
+    """The cases of one dataset at its smallest budget and seed.
+
+    Attributes:
+        dataset_name: the dataset.
+        budget: its smallest label budget with both arms.
+        seed: the seed of both runs.
+        baseline: the arm that the method is held against.
+        cards: worst, median and best case.
+    """
+
+    dataset_name: str
+    budget: str
+    seed: int
+    baseline: str
+    cards: tuple[Card, ...]
+
+
+def galleries(content: Content) -> list[Gallery]:
+    """One gallery for each dataset that has the method and a baseline on one seed."""
+    return [g for g in (_gallery(content, name) for name in content.datasets) if g is not None]
+
+
+def _gallery(content: Content, dataset_name: str) -> Gallery | None:
+    for budget in content.budgets(dataset_name):
+        ours = {r.seed: r for r in content.of(dataset_name, budget, METHOD)}
+        for baseline in BASELINES:
+            theirs = {r.seed: r for r in content.of(dataset_name, budget, baseline)}
+            if shared := sorted(ours.keys() & theirs.keys()):
+                pair = ours[shared[0]], theirs[shared[0]]
+                cards = tuple(_card(content, choice, *pair) for choice in choose(*map(case_dice, pair)))
+                return Gallery(dataset_name=dataset_name, budget=budget, seed=shared[0], baseline=baseline, cards=cards)
+    return None
+
+
+def case_dice(record: RunRecord) -> dict[str, float]:
+    """Dice of each case in [0, 1]: mean over its labels; nan where every label is empty in truth and prediction."""
+    labels: dict[str, list[float]] = {}
+    for score in record.scores:
+        labels.setdefault(score.case, []).append(score.dice)
+    counted = {case: [v for v in values if v == v] for case, values in labels.items()}
+    return {case: fmean(values) if values else nan for case, values in counted.items()}
+
+
+def _card(content: Content, choice: Choice, ours: RunRecord, theirs: RunRecord) -> Card:
+    difference = signed(100 * (choice.first - choice.second))
+    told = f"{ours.arm} {points(100 * choice.first)}, {theirs.arm} {points(100 * choice.second)} ({difference})"
+    files = content.cases.get(ours.dataset_name, {}).get(choice.case)
+    if files is None:
+        return Card(choice=choice, told=told, missing=f"{CASES_FILE} does not name this case")
+    try:
+        shown = read_slice(*_paths(content.folder, files, choice.case, ours, theirs))
+    except ValueError as error:
+        return Card(choice=choice, told=told, missing=str(error).replace(f"{content.folder}/", ""))
+    pictures = []
+    for place, (record, dice) in enumerate(((ours, choice.first), (theirs, choice.second)), start=1):
+        alt = f"{choice.case}, {shown.where}: contours of the truth and of {record.arm}, Dice {points(100 * dice)}"
+        pictures.append(Picture(uri=data_uri(draw_slice(shown, prediction=place)), alt=alt, title=record.arm))
+    return Card(choice=choice, told=told, where=shown.where, pictures=tuple(pictures))
+
+
+def _paths(folder: Path, files: CaseFiles, case: str, *records: RunRecord) -> tuple[Path, Path, Path, Path]:
+    first, second = (
+        record_path(folder, r.dataset_name, r.budget, r.arm, r.seed).parent / "predictions" / f"{case}.nii.gz"
+        for r in records
+    )
+    return folder / files.image, folder / files.truth, first, second
+
+
+def embeddings(folder: Path) -> list[Picture]:
+    """Pictures of the embedding, `embeddings.png` and `embeddings/*.png`; what is no PNG is left out."""
+    paths = [folder / "embeddings.png", *sorted((folder / "embeddings").glob("*.png"))]
+    found: Mapping[str, bytes] = {p.stem: p.read_bytes() for p in paths if p.is_file()}
+    return [
+        Picture(
+            uri=data_uri(content),
+            alt=f"Embedding of images in a plane ({name}): one point an image, coloured by domain and by group",
+            title="" if name == "embeddings" else name,
+        )
+        for name, content in found.items()
+        if content.startswith(PNG_MAGIC)
+    ]
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG inside an attribute."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

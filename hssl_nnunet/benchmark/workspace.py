@@ -1,0 +1,157 @@
+"""A benchmark's own view of nnU-Net's folders: the user's preprocessed data by link, with splits and plans of its own.
+
+`<folder>/nnUNet_preprocessed/<Dataset>` links to everything in the user's folder but its splits and seeded plans, so
+that no voxel is copied and nothing of the user's is written. Results go to `<folder>/nnUNet_results`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from hssl_nnunet.benchmark.arms import Arm
+from hssl_nnunet.benchmark.splits import DatasetSplit
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, FinetuningPlan, TargetBlock, parse, to_json
+from hssl_nnunet.transfer.weights_file import file_sha256
+
+PLAN_FILE = "benchmark.json"
+SPLITS_FILE, FOLDS_FILE = "splits_final.json", "folds.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkPlan:
+    """What a benchmark compares; `benchmark.json` in its folder.
+
+    Attributes:
+        command: the command that started it.
+        datasets: targets, by nnU-Net's dataset name.
+        domains: datasets that arms are pretrained on.
+        configuration: nnU-Net's configuration.
+        plans_name: plans of the targets and domains.
+        budgets: label budgets, as typed.
+        arms: the arms, by name.
+        seeds: seeds of the fine-tuning runs: labelled cases and start.
+        test_fraction: share of patients that test.
+        patient_regex: how a case's name tells the patient, as for `hssl corpus`.
+        nsd_tolerance_mm: tolerance of the normalised surface Dice in mm.
+        pretraining: pretraining values that differ from the preset's, for every arm.
+        finetuning: fine-tuning values that differ from the preset's, for every arm.
+        device: device of every job; null = the GPU if there is one.
+        about: versions and hardware.
+    """
+
+    command: str
+    datasets: tuple[str, ...]
+    domains: tuple[str, ...]
+    configuration: str
+    plans_name: str
+    budgets: tuple[str, ...]
+    arms: dict[str, Arm]
+    seeds: tuple[int, ...]
+    test_fraction: float
+    patient_regex: tuple[str, ...]
+    nsd_tolerance_mm: float
+    pretraining: dict[str, object]
+    finetuning: dict[str, object]
+    device: str | None
+    about: dict[str, object]
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+class Workspace:
+    """The folder of a benchmark."""
+
+    def __init__(self, folder: Path):
+        """Name the folder; nothing is written yet.
+
+        Args:
+            folder: the benchmark's folder.
+        """
+        self.folder = folder.resolve()
+        self.preprocessed = self.folder / ENV_PREPROCESSED
+        self.results = self.folder / ENV_RESULTS
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """nnU-Net's variables for the jobs; the raw folder stays the user's."""
+        return {ENV_PREPROCESSED: str(self.preprocessed), ENV_RESULTS: str(self.results)}
+
+    def plan(self) -> BenchmarkPlan:
+        """The benchmark's plan.
+
+        Raises:
+            HSSLError: there is none, or it is wrong.
+        """
+        path = self.folder / PLAN_FILE
+        return parse(BenchmarkPlan, read_json(path, "Run `hssl benchmark run -d ... -o ...` first."), path)
+
+    def write_plan(self, plan: BenchmarkPlan) -> None:
+        """Keep the plan."""
+        write_json(self.folder / PLAN_FILE, to_json(plan))
+
+    def link(self, source: Path) -> Path:
+        """Link a dataset's preprocessed folder, entry by entry; entries that are there already stay.
+
+        Args:
+            source: `nnUNet_preprocessed/<Dataset>` of the user.
+
+        Raises:
+            HSSLError: the folder is missing.
+        """
+        if not source.is_dir():
+            raise HSSLError(f"{source} does not exist. Run `hssl plan_and_preprocess -d {source.name}` first.")
+        target = self.preprocessed / source.name
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in source.iterdir():
+            own = entry.name == SPLITS_FILE or entry.name.endswith(f"{SEEDED_SUFFIX}.json")
+            if not own and not (target / entry.name).exists():
+                (target / entry.name).symlink_to(entry.resolve())
+        self.results.mkdir(exist_ok=True)
+        return target
+
+    def folds(self, plan: BenchmarkPlan) -> list[tuple[int, str]]:
+        """Seed and budget of each of nnU-Net's folds; a later run with more of them adds folds at the end."""
+        path = self.folder / FOLDS_FILE
+        known = [(int(seed), str(budget)) for seed, budget in (read_json(path) if path.is_file() else [])]
+        wanted = [(seed, budget) for seed in plan.seeds for budget in plan.budgets]
+        folds = known + [pair for pair in wanted if pair not in known]
+        if folds != known:
+            write_json(path, folds)
+        return folds
+
+    def write_folds(self, dataset_name: str, split: DatasetSplit, folds: Sequence[tuple[int, str]]) -> None:
+        """nnU-Net's splits of a dataset: a fold for each seed and budget, the test cases as validation of all."""
+        content = [{"train": split.labelled(seed, budget), "val": list(split.test)} for seed, budget in folds]
+        write_json(self.preprocessed / dataset_name / SPLITS_FILE, content)
+
+    def write_arm_plans(
+        self, dataset_name: str, plans_name: str, name: str, finetuning: FinetuningPlan, weights: Path | None
+    ) -> str:
+        """Plans of an arm: the target's own with a `hssl` block.
+
+        Args:
+            dataset_name: the target.
+            plans_name: its plans.
+            name: name of the new plans file.
+            finetuning: the fine-tuning.
+            weights: the weights file; None = without.
+
+        Returns:
+            `name`.
+        """
+        folder = self.preprocessed / dataset_name
+        plans = read_json(folder / f"{plans_name}.json", f"Run `hssl plan_and_preprocess -d {dataset_name}`.")
+        block = TargetBlock(
+            weights=str(weights.resolve()) if weights else None,
+            weights_sha256=file_sha256(weights) if weights else None,
+            finetuning=finetuning,
+        )
+        write_json(folder / f"{name}.json", {**plans, "plans_name": name, "hssl": to_json(block)})
+        return name

@@ -1,0 +1,406 @@
+"""Statistics: slow loops and libraries as oracles, coverage and p-values where the truth is known."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from itertools import product
+from math import isnan, nan
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord
+from hssl_nnunet.benchmark.statistics import (
+    Comparison,
+    Reach,
+    bootstrap_interval,
+    compare_all,
+    crossed_interval,
+    dice_table,
+    epochs_to_reach,
+    holm,
+    mean_ranks,
+    overall,
+    paired,
+    patient_dice,
+    seed_spread,
+    wilcoxon_p,
+    wins_ties_losses,
+)
+from hssl_nnunet.errors import HSSLError
+
+Floats = NDArray[np.float64]
+
+
+def record(
+    arm: str,
+    seed: int,
+    dice: Floats | list[float],
+    dataset_name: str = "Dataset001_A",
+    budget: str = "5%",
+    epochs: tuple[tuple[int, float], ...] = (),
+) -> RunRecord:
+    """A run with one case and one label a patient; dice in [0, 1]."""
+    return RunRecord(
+        dataset_name=dataset_name,
+        budget=budget,
+        arm=arm,
+        seed=seed,
+        training_cases=(f"train_{seed}",),
+        num_epochs=50,
+        num_iterations_per_epoch=10,
+        train_s=1.0,
+        peak_gib=1.0,
+        weights_sha256=None,
+        epochs=tuple(EpochScore(epoch=e, dice=d) for e, d in epochs),
+        scores=tuple(score(f"p{p:02}", f"p{p:02}_0", "a", float(d)) for p, d in enumerate(dice)),
+    )
+
+
+def score(patient: str, case: str, label: str, dice: float) -> CaseScore:
+    return CaseScore(case=case, patient=patient, label=label, dice=dice, nsd=dice, hd95_mm=1.0)
+
+
+def arm(name: str, points: Floats, **where: str) -> list[RunRecord]:
+    """Runs of an arm with `points` (seeds, patients) in Dice points."""
+    return [record(name, seed, row / 100, **where) for seed, row in enumerate(points)]
+
+
+def noise(rng: np.random.Generator, seeds: int, patients: int, of_seeds: float, rest: float = 4.0) -> Floats:
+    """Crossed two-level noise of mean 0: sd of seeds as given, of patients and of the rest `rest`."""
+    return (
+        of_seeds * rng.normal(size=(seeds, 1))
+        + rest * rng.normal(size=patients)
+        + rest * rng.normal(size=(seeds, patients))
+    )
+
+
+def covers(interval: tuple[float, float]) -> bool:
+    return interval[0] <= 0 <= interval[1]
+
+
+# patients, nan and pairing
+
+
+def test_labels_are_averaged_in_a_case_then_cases_in_a_patient() -> None:
+    scores = (
+        score("p", "p_0", "a", 0.9),
+        score("p", "p_0", "b", 0.5),
+        score("p", "p_1", "a", 0.1),
+        score("p", "p_1", "b", nan),
+        score("p", "p_2", "a", nan),
+        score("q", "q_0", "a", nan),
+        score("q", "q_0", "b", nan),
+        score("r", "r_0", "a", 0.0),
+    )
+    # p: the mean of (0.7, 0.1); neither the mean of all its labels (0.5) nor with nan as 0 or 1
+    assert patient_dice(replace(record("hssl", 0, []), scores=scores)) == pytest.approx({"p": 0.4, "r": 0.0})
+
+
+def test_differences_are_of_shared_seeds_and_of_patients_that_every_run_scored() -> None:
+    ours = [record("hssl", 2, [0.9, 0.8, 0.7]), record("hssl", 1, [0.6, 0.5, 0.4]), record("hssl", 7, [0, 0, 0])]
+    theirs = [record("vanilla", 1, [0.5, nan, 0.5]), record("vanilla", 2, [0.5, 0.5, 0.5])]
+    table = dice_table(ours, theirs)
+    assert table.seeds == (1, 2) and table.patients == ("p00", "p02")
+    np.testing.assert_allclose(paired(ours, theirs), [[10, -10], [40, 20]], atol=1e-9)
+    np.testing.assert_allclose(paired(theirs, ours), -paired(ours, theirs))
+
+
+def test_another_test_set_is_refused_and_named() -> None:
+    ours, theirs = [record("hssl", 0, [0.5, 0.5])], [record("vanilla", 0, [0.5, 0.5, 0.5])]
+    with pytest.raises(HSSLError, match=r"vanilla/seed_0 and Dataset001_A/5%/hssl/seed_0 differ in test.*p02_0"):
+        paired(ours, theirs)
+    with pytest.raises(HSSLError, match="test cases"):
+        compare_all([*ours, *theirs])
+    moved = replace(ours[0], seed=1, scores=(*ours[0].scores[:1], score("p00", "p01_0", "a", 0.5)))
+    with pytest.raises(HSSLError, match="test cases"):
+        paired([ours[0], moved], [record("vanilla", 0, [0.5, 0.5]), record("vanilla", 1, [0.5, 0.5])])
+
+
+def test_runs_that_are_no_pair_are_refused() -> None:
+    one = record("hssl", 0, [0.5])
+    with pytest.raises(HSSLError, match="No seed is shared.*--seeds"):
+        paired([one], [record("vanilla", 1, [0.5])])
+    with pytest.raises(HSSLError, match="labelled cases.*other"):
+        paired([one], [replace(record("vanilla", 0, [0.5]), training_cases=("other",))])
+    with pytest.raises(HSSLError, match="one run a seed"):
+        paired([one, one], [record("vanilla", 0, [0.5])])
+    with pytest.raises(HSSLError, match="no patient is scored"):
+        paired([record("hssl", 0, [nan, 0.5])], [record("vanilla", 0, [0.5, nan])])
+
+
+# intervals
+
+
+@pytest.mark.parametrize(("seeds", "patients"), [(2, 2), (3, 20), (5, 7)])
+def test_the_interval_is_that_of_a_two_way_analysis_of_variance(seeds: int, patients: int) -> None:
+    d = noise(np.random.default_rng(seeds), seeds, patients, of_seeds=9.0, rest=1.0) + 3
+    d += 9 * np.random.default_rng(1).normal(
+        size=patients
+    )  # both effects well above the rest: no component is cut at 0
+    mean = sum(d[s, p] for s, p in product(range(seeds), range(patients))) / d.size
+    of_seeds = patients * sum((d[s].mean() - mean) ** 2 for s in range(seeds)) / (seeds - 1)
+    of_patients = seeds * sum((d[:, p].mean() - mean) ** 2 for p in range(patients)) / (patients - 1)
+    df = (seeds - 1) * (patients - 1)
+    cells = product(range(seeds), range(patients))
+    rest = sum((d[s, p] - d[s].mean() - d[:, p].mean() + mean) ** 2 for s, p in cells) / df
+    variance = (of_seeds + of_patients - rest) / d.size
+    freedom = (variance * d.size) ** 2 / (of_seeds**2 / (seeds - 1) + of_patients**2 / (patients - 1) + rest**2 / df)
+    expected = stats.t.interval(0.95, max(freedom, min(seeds, patients) - 1), mean, variance**0.5)
+    assert min(of_seeds, of_patients) > rest
+    assert crossed_interval([d]) == pytest.approx(expected)
+
+
+def test_where_one_level_does_not_vary_the_interval_is_students_over_the_other() -> None:
+    values = np.random.default_rng(0).normal(size=9)
+    expected = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
+    assert crossed_interval([np.tile(values, (4, 1))]) == pytest.approx(expected)
+    assert crossed_interval([np.tile(values[:, None], (1, 6))]) == pytest.approx(expected)
+    assert crossed_interval([values[None]]) == pytest.approx(expected)  # one seed
+
+
+def test_no_component_of_the_variance_is_below_zero() -> None:
+    rng = np.random.default_rng(8)
+    patients, rest = rng.normal(size=9), rng.normal(size=(4, 9))
+    rest -= rest.mean(1, keepdims=True)  # seeds differ less than the rest would make them differ
+    d = patients + rest
+    expected = stats.t.interval(0.95, 8, d.mean(), stats.sem(d.mean(0)))
+    assert crossed_interval([d]) == pytest.approx(expected)
+    hits = [covers(crossed_interval([rng.normal(size=(3, 20))])) for _ in range(300)]
+    assert np.mean(hits) > 0.95
+
+
+def test_two_seeds_and_two_patients_leave_one_degree_of_freedom() -> None:
+    seeds, patients = np.array([[1.0], [-1.0]]), np.array([1.0, -1.0])
+    d = 1.01 * seeds + 1.01 * patients + seeds * patients  # Satterthwaite's formula gives 0.35
+    expected = stats.t.interval(0.95, 1, 0, (2 * 1.01**2 - 1) ** 0.5)
+    assert crossed_interval([d]) == pytest.approx(expected)
+
+
+def test_tables_of_equal_noise_average_it_out() -> None:
+    d = np.tile(np.random.default_rng(0).normal(size=500), (3, 1))
+    low, high = crossed_interval([d])
+    low4, high4 = crossed_interval([d, -d, d, -d])
+    assert (high4 - low4) / (high - low) == pytest.approx(1 / 2, rel=0.01) and low4 == pytest.approx(-high4)
+
+
+def test_degenerate_tables() -> None:
+    assert crossed_interval([np.zeros((3, 5))]) == (0, 0)
+    assert crossed_interval([np.full((3, 5), 2.0)]) == pytest.approx((2, 2))
+    assert all(isnan(end) for end in crossed_interval([np.ones((3, 5)), np.ones((3, 1))]))
+
+
+@pytest.mark.parametrize(("seeds", "patients"), [(3, 20), (5, 40)])
+@pytest.mark.parametrize("of_seeds", [0.0, 1.0, 2.0, 4.0])
+def test_the_interval_covers_the_truth(seeds: int, patients: int, of_seeds: float) -> None:
+    rng = np.random.default_rng(int(of_seeds))
+    hits = [covers(crossed_interval([noise(rng, seeds, patients, of_seeds)])) for _ in range(1000)]
+    assert 0.91 < np.mean(hits) < 0.98
+
+
+def test_the_interval_covers_the_truth_over_datasets() -> None:
+    rng = np.random.default_rng(3)
+    hits = [covers(crossed_interval([noise(rng, 3, p, 3.0) for p in (10, 20, 30)])) for _ in range(1000)]
+    assert 0.93 < np.mean(hits) < 0.98
+
+
+def test_the_percentile_bootstrap_covers_less_where_few_seeds_vary_and_agrees_where_many_do() -> None:
+    rng = np.random.default_rng(5)
+    few = [noise(rng, 3, 20, of_seeds=4.0) for _ in range(300)]
+    assert np.mean([covers(bootstrap_interval(d, draws=400)) for d in few]) < 0.89
+    assert np.mean([covers(crossed_interval([d])) for d in few]) > 0.91
+    many = noise(rng, 30, 60, of_seeds=4.0)
+    assert bootstrap_interval(many) == pytest.approx(crossed_interval([many]), abs=0.35)
+
+
+def test_the_bootstrap_resamples_both_levels_like_a_slow_loop() -> None:
+    d = noise(np.random.default_rng(2), 4, 6, of_seeds=3.0)
+    rng = np.random.default_rng(9)
+    slow = [d[rng.integers(0, 4, 4)][:, rng.integers(0, 6, 6)].mean() for _ in range(10_000)]
+    assert bootstrap_interval(d) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.15)
+    assert bootstrap_interval(d) == bootstrap_interval(d, seed=0) != bootstrap_interval(d, seed=1)
+
+
+# p-values
+
+
+def test_p_is_the_share_of_sign_flips_at_least_as_extreme() -> None:
+    d = np.random.default_rng(4).normal(0.4, 1, size=(2, 9))
+    values = d.mean(0)
+    ranks = stats.rankdata(abs(values))
+    flips = [abs(sum(s * r for s, r in zip(signs, ranks, strict=True))) for signs in product((-1, 1), repeat=9)]
+    observed = abs(sum(np.sign(values) * ranks))
+    assert wilcoxon_p(d) == pytest.approx(np.mean([flip >= observed - 1e-9 for flip in flips]))
+
+
+def test_zeros_are_ranked_and_their_ranks_dropped() -> None:
+    values = np.array([[0.0] * 20 + list(range(1, 11))])
+    mean = (30 * 31 - 20 * 21) / 4
+    variance = (30 * 31 * 61 - 20 * 21 * 41) / 24
+    assert wilcoxon_p(values) == pytest.approx(2 * stats.norm.sf(mean / variance**0.5), rel=1e-6)
+
+
+def test_p_is_uniform_when_there_is_no_difference() -> None:
+    rng = np.random.default_rng(11)
+    p = [wilcoxon_p(noise(rng, 3, 25, of_seeds=0.0)) for _ in range(600)]
+    assert stats.kstest(p, "uniform").pvalue > 0.05
+
+
+def test_p_keeps_its_level_with_patients_of_equal_dice() -> None:
+    rng = np.random.default_rng(12)
+    d = [rng.normal(size=(1, 20)) * (rng.random(20) > 0.4) for _ in range(500)]
+    assert 0.02 < np.mean([wilcoxon_p(x) < 0.05 for x in d]) < 0.08
+    assert wilcoxon_p(np.zeros((3, 1))) == 1 and wilcoxon_p(np.ones((3, 1))) == 1
+
+
+def test_holm_by_hand_and_never_below_p() -> None:
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    p = np.random.default_rng(0).random(40).tolist()
+    assert all(after >= before for before, after in zip(p, holm(p), strict=True)) and holm([]) == []
+
+
+def test_without_statsmodels_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "statsmodels.stats.multitest", None)
+    with pytest.raises(HSSLError, match=r'pip install "hssl_nnunet\[benchmark\]"'):
+        holm([0.5])
+
+
+# comparisons
+
+
+def test_identical_arms_give_no_finding() -> None:
+    points = 70 + noise(np.random.default_rng(0), 3, 20, 2.0)
+    (c,) = compare_all([*arm("hssl", points), *arm("vanilla", points)])
+    assert (c.p, c.p_holm, c.difference, c.low, c.high, c.verdict, c.finding) == (1, 1, 0, 0, 0, "tie", False)
+
+
+def test_a_planted_gain_is_found_and_no_gain_is_not() -> None:
+    rng = np.random.default_rng(1)
+    records = []
+    for gain, i in product((0, 3), range(50)):  # one family of 100 datasets
+        vanilla = 70 + noise(rng, 3, 30, of_seeds=1.0, rest=3.0)
+        ours = vanilla + gain + noise(rng, 3, 30, of_seeds=0.3, rest=2.5)
+        name = f"Dataset{i:03}_{gain}"
+        records += [*arm("hssl", ours, dataset_name=name), *arm("vanilla", vanilla, dataset_name=name)]
+    found = [c for c in compare_all(records) if c.finding]
+    assert sum(c.dataset_name.endswith("_3") for c in found) >= 45
+    assert not [c for c in found if c.dataset_name.endswith("_0")]
+    assert np.mean([c.difference for c in found]) == pytest.approx(3, abs=0.3)
+
+
+def test_seeds_that_vary_make_p_reject_but_not_a_finding() -> None:
+    rng = np.random.default_rng(2)
+    names = [f"Dataset{i:03}" for i in range(150)]
+    ours = [r for n in names for r in arm("hssl", 50 + noise(rng, 3, 20, of_seeds=4.0), dataset_name=n)]
+    theirs = [r for n in names for r in arm("vanilla", np.full((3, 20), 50.0), dataset_name=n)]
+    results = [replace(c, p_holm=c.p) for c in compare_all([*ours, *theirs])]  # each as if it were the only one
+    assert np.mean([c.p < 0.05 for c in results]) > 0.25
+    assert np.mean([c.finding for c in results]) < 0.1
+
+
+def test_two_seeds_make_no_finding() -> None:
+    gain = np.linspace(9, 10, 12)
+    for seeds, finding in ((1, False), (2, False), (3, True)):
+        (c,) = compare_all([*arm("hssl", np.tile(50 + gain, (seeds, 1))), *arm("vanilla", np.full((seeds, 12), 50.0))])
+        assert c.low > 9 and c.p_holm < 0.001 and c.finding == finding
+
+
+def test_every_arm_meets_each_baseline_and_holm_is_within_it() -> None:
+    rng = np.random.default_rng(3)
+    places = [("Dataset001_A", "10%"), ("Dataset001_A", "5%"), ("Dataset002_B", "9")]
+    records = [
+        run
+        for (dataset_name, budget), (name, gain) in product(places, (("vanilla", 0), ("scratch", 1), ("hssl", 3)))
+        for run in arm(name, 60 + gain + noise(rng, 3, 12, 1.0), dataset_name=dataset_name, budget=budget)
+    ]
+    records = [r for r in records if (r.budget, r.arm) != ("9", "scratch")]
+    got = compare_all(records)
+    keys = [(c.baseline, c.dataset_name, c.budget, c.arm) for c in got]
+    expected = [("vanilla", *place, name) for place in (places[1], places[0]) for name in ("hssl", "scratch")]
+    expected += [("vanilla", *places[2], "hssl")]
+    expected += [("scratch", *place, name) for place in (places[1], places[0]) for name in ("hssl", "vanilla")]
+    assert keys == expected
+    for baseline in ("vanilla", "scratch"):
+        family = [c for c in got if c.baseline == baseline]
+        assert [c.p_holm for c in family] == pytest.approx(holm([c.p for c in family]))
+    forth = next(c for c in got if (c.baseline, c.arm) == ("vanilla", "scratch"))
+    back = next(c for c in got if (c.baseline, c.arm) == ("scratch", "vanilla"))
+    assert (forth.difference, forth.low, forth.p) == pytest.approx((-back.difference, -back.high, back.p))
+    assert np.mean(forth.by_seed) == pytest.approx(forth.difference) and forth.patients == 12
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.6, "win"), (0.4, "tie"), (-0.4, "tie"), (-0.6, "loss")])
+def test_the_verdict_is_by_the_declared_margin(gain: float, verdict: str) -> None:
+    (c,) = compare_all([*arm("hssl", np.full((2, 4), 50 + gain)), *arm("vanilla", np.full((2, 4), 50.0))])
+    assert c.verdict == verdict
+
+
+def test_unfinished_grids_give_what_there_is() -> None:
+    assert compare_all([]) == [] and compare_all([record("hssl", 0, [0.5])]) == []
+    assert compare_all([record("hssl", 0, [0.5]), record("vanilla", 1, [0.5])]) == []
+
+
+# over datasets
+
+
+def test_wins_ties_and_losses_are_counted() -> None:
+    gains = {"A": 2.0, "B": 0.2, "C": -3.0, "D": 4.0}
+    records = [r for d, g in gains.items() for r in arm("hssl", np.full((2, 3), 50 + g), dataset_name=d)]
+    records += [r for d in gains for r in arm("vanilla", np.full((2, 3), 50.0), dataset_name=d)]
+    assert wins_ties_losses(compare_all(records)) == {("hssl", "vanilla"): (2, 1, 1)}
+
+
+def test_ranks_share_ties_and_skip_datasets_that_lack_an_arm() -> None:
+    dice = {
+        "A": {"hssl": 80.0, "mae": 70.0, "vanilla": 70.0},  # 1, 2.5, 2.5
+        "B": {"hssl": 60.0, "mae": 75.0, "vanilla": 50.0},  # 2, 1, 3
+        "C": {"hssl": 10.0, "vanilla": 50.0},
+    }
+    records = [
+        r for d, arms in dice.items() for n, v in arms.items() for r in arm(n, np.full((2, 3), v), dataset_name=d)
+    ]
+    assert mean_ranks(records) == {"5%": {"hssl": 1.5, "mae": 1.75, "vanilla": 2.75}}
+    assert mean_ranks(records, ["hssl", "vanilla"])["5%"] == pytest.approx({"hssl": 4 / 3, "vanilla": 5 / 3})
+    assert mean_ranks([r for r in records if r.dataset_name != "A" or r.arm != "mae"], ["mae", "x"]) == {}
+
+
+def test_overall_weighs_datasets_equally_and_is_narrower_than_each() -> None:
+    rng = np.random.default_rng(6)
+    tables = {"A": 4 + noise(rng, 3, 10, 1.0), "B": 1 + noise(rng, 2, 40, 1.0)}
+    records = [r for d, t in tables.items() for r in arm("hssl", 50 + t, dataset_name=d)]
+    records += [r for d in tables for r in arm("vanilla", np.full((3, tables[d].shape[1]), 50.0), dataset_name=d)]
+    (result,) = overall(records)
+    assert (result.budget, result.arm, result.baseline, result.datasets) == ("5%", "hssl", "vanilla", ("A", "B"))
+    assert result.difference == pytest.approx((tables["A"].mean() + tables["B"].mean()) / 2)
+    assert (result.low, result.high) == pytest.approx(crossed_interval(list(tables.values())))
+
+
+def test_the_spread_between_seeds() -> None:
+    three, one = seed_spread([*arm("hssl", np.array([[50.0, 60], [55, 65], [63, 73]])), record("mae", 4, [0.5])])
+    assert (three.mean, three.sd, three.seeds) == (pytest.approx(61), pytest.approx(43**0.5), (0, 1, 2))
+    assert (one.arm, one.mean, one.seeds) == ("mae", 50, (4,)) and isnan(one.sd)
+
+
+def test_the_first_epoch_at_the_baselines_final_dice() -> None:
+    def runs(name: str, *curves: tuple[float, ...]) -> list[RunRecord]:
+        epochs = [tuple(zip((10, 20, 50), curve, strict=True)) for curve in curves]
+        return [record(name, seed, [0.5], epochs=e) for seed, e in enumerate(epochs)]
+
+    records = runs("vanilla", (0.3, 0.65, 0.7), (0.3, 0.65, 0.5))  # 0.3, 0.65 and at last 0.6 on average
+    records += runs("hssl", (0.7, 0.7, 0.7), (0.4, 0.52, 0.6)) + runs("mae", (0.5, 0.5, 0.59), (0.5, 0.5, 0.59))
+    place = ("Dataset001_A", "5%")
+    assert epochs_to_reach(records, *place, "hssl") == Reach(20, 0.4)
+    assert epochs_to_reach(records, *place, "mae") is None
+    assert epochs_to_reach(records, *place, "vanilla") == Reach(20, 0.4)  # it wobbles
+    assert epochs_to_reach(records, *place, "hssl", baseline="mae") == Reach(20, 0.4)
+    assert epochs_to_reach(records, *place, "unknown") is None
+
+
+def test_a_comparison_is_frozen() -> None:
+    (c,) = compare_all([*arm("hssl", np.ones((2, 4))), *arm("vanilla", np.zeros((2, 4)))])
+    assert isinstance(c, Comparison)
+    with pytest.raises(AttributeError):
+        c.p = 0.0  # type: ignore[misc]
