@@ -23,6 +23,8 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, ENV_TRAINERS, plans_dir, trainers_dir
 
 DEFAULT_CONFIGURATIONS = ["3d_fullres"]
+DEFAULT_BUDGETS = ["5%", "10%", "20%", "100%"]
+DEFAULT_ARMS = ["vanilla", "scratch", "hssl", "mae"]
 WIDTH_IN_A_FILE = 160  # rich would cut tables at 80
 
 app = typer.Typer(
@@ -314,6 +316,91 @@ def demo(
     from hssl_nnunet.demo.run import run_demo
 
     raise typer.Exit(run_demo(out))
+
+
+benchmark = typer.Typer(help="Compare with vanilla nnU-Net at few labels: run, status, report.", no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark")
+BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)]
+
+
+@benchmark.command("run", cls=ListCommand, epilog="Example: hssl benchmark run -d 4 53 --budgets 5% 20% -o benchmark")
+def benchmark_run(
+    datasets: Datasets,
+    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Folder of the benchmark.", show_default=False)],
+    domains: Annotated[
+        list[str] | None,
+        typer.Option("--domains", metavar="DATASET...", help="Datasets to pretrain on; default: those of -d."),
+    ] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option("-w", metavar="FILE...", help="Weights files, each an arm of its own.")
+    ] = None,
+    budgets: Annotated[
+        list[str], typer.Option("--budgets", metavar="BUDGET...", help="Labelled cases: a share, 5%, or a number, 9.")
+    ] = DEFAULT_BUDGETS,
+    arms: Annotated[
+        list[str], typer.Option("--arms", metavar="ARM...", help="Arms; an unknown name lists the known ones.")
+    ] = DEFAULT_ARMS,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions, each with other labelled cases.")] = 3,
+    plans_name: DefaultPlans = "nnUNetPlans",
+    configuration: Configuration = "3d_fullres",
+    test_fraction: Annotated[
+        float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
+    ] = 0.3,
+    patient_regex: Annotated[
+        list[str] | None,
+        typer.Option("--patient_regex", metavar="DATASET=REGEX...", help="How a case's name tells the patient."),
+    ] = None,
+    values: Annotated[
+        Path | None,
+        typer.Option("--values", metavar="FILE", help='JSON: {"pretraining": {...}, "finetuning": {...}}.'),
+    ] = None,
+    device: Device = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs at a time.")] = 1,
+    part: Annotated[str | None, typer.Option("--shard", metavar="i/n", help="Share of this runner.")] = None,
+) -> None:
+    """Fine-tune every arm on every budget and seed and score it on a fixed test set; resumes where it stopped."""
+    from hssl_nnunet.launch import set_environment
+
+    set_environment()
+    from hssl_nnunet.benchmark.run import run_benchmark
+    from hssl_nnunet.benchmark.workspace import plan_from_options
+
+    plan = plan_from_options(
+        command=shlex.join(["hssl", *sys.argv[1:]]),
+        datasets=datasets,
+        domains=domains or datasets,
+        configuration=configuration,
+        plans_name=plans_name,
+        budgets=budgets,
+        arms=[*arms, *(f"external:{path}" for path in weights or ())],
+        seeds=seeds,
+        test_fraction=test_fraction,
+        patient_regex=patient_regex or (),
+        values_file=values,
+        device=device,
+    )
+    raise typer.Exit(run_benchmark(output, plan, jobs, part))
+
+
+@benchmark.command("status", epilog="Example: hssl benchmark status benchmark")
+def benchmark_status(folder: BenchmarkFolder) -> None:
+    """Show every job of a benchmark: pending, running, done, failed."""
+    from hssl_nnunet.benchmark.run import status_table
+
+    _show(status_table(folder))
+
+
+@benchmark.command("report", epilog="Example: hssl benchmark report benchmark")
+def benchmark_report(
+    folder: BenchmarkFolder,
+    output: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="The page; default: DIR/report.html.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the results as one page that opens from a disk."""
+    from hssl_nnunet.benchmark.report.page import write_report
+
+    print(f"Wrote {write_report(folder, output)}")
 
 
 def _show(renderable: Any) -> None:

@@ -6,21 +6,25 @@ that no voxel is copied and nothing of the user's is written. Results go to `<fo
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict
 
-from hssl_nnunet.benchmark.arms import Arm
-from hssl_nnunet.benchmark.splits import DatasetSplit
+from hssl_nnunet.benchmark.arms import Arm, chosen_arms
+from hssl_nnunet.benchmark.splits import DatasetSplit, budget_cases
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, dataset_name
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, FinetuningPlan, TargetBlock, parse, to_json
 from hssl_nnunet.transfer.weights_file import file_sha256
+from hssl_nnunet.versions import versions
 
 PLAN_FILE = "benchmark.json"
+NSD_TOLERANCE_MM = 1.0
 SPLITS_FILE, FOLDS_FILE = "splits_final.json", "folds.json"
 
 
@@ -63,6 +67,50 @@ class BenchmarkPlan:
     about: dict[str, object]
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+def plan_from_options(
+    *,
+    command: str,
+    datasets: Sequence[str],
+    domains: Sequence[str],
+    configuration: str,
+    plans_name: str,
+    budgets: Sequence[str],
+    arms: Sequence[str],
+    seeds: int,
+    test_fraction: float,
+    patient_regex: Sequence[str],
+    values_file: Path | None,
+    device: str | None,
+) -> BenchmarkPlan:
+    """The plan of a benchmark from what the user typed, every name and value checked.
+
+    Raises:
+        HSSLError: an unknown dataset, arm or value, or a wrong budget.
+    """
+    for budget in budgets:
+        budget_cases(budget, 1)
+    values = read_json(values_file) if values_file else {}
+    if unknown := sorted(values.keys() - {"pretraining", "finetuning"}):
+        raise HSSLError(f"{values_file}: unknown keys {', '.join(unknown)}; known: pretraining, finetuning.")
+    return BenchmarkPlan(
+        command=command,
+        datasets=tuple(dataset_name(d) for d in datasets),
+        domains=tuple(dataset_name(d) for d in domains),
+        configuration=configuration,
+        plans_name=plans_name,
+        budgets=tuple(dict.fromkeys(budgets)),
+        arms=chosen_arms(arms),
+        seeds=tuple(range(seeds)),
+        test_fraction=test_fraction,
+        patient_regex=tuple(patient_regex),
+        nsd_tolerance_mm=NSD_TOLERANCE_MM,
+        pretraining=values.get("pretraining", {}),
+        finetuning=values.get("finetuning", {}),
+        device=device,
+        about={"versions": versions(), "cores": os.cpu_count(), "platform": platform.platform()},
+    )
 
 
 class Workspace:

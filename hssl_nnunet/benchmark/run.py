@@ -1,0 +1,164 @@
+"""`hssl benchmark run`: fix the splits, check for leakage, make the table of jobs, run it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+from tqdm import tqdm
+
+from hssl_nnunet.benchmark.job import Run, pretraining_job
+from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner, shard
+from hssl_nnunet.benchmark.leakage import audit
+from hssl_nnunet.benchmark.metrics import Label, label_values
+from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits
+from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.paths import preprocessed_dir
+
+LABELS_FILE, LEAKAGE_FILE = "labels.json", "leakage.json"
+READERS = 4  # threads that read masks
+
+
+def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | None) -> int:
+    """Run what is not done of a benchmark.
+
+    Args:
+        folder: the benchmark's folder.
+        plan: what to compare; the plan of an earlier run may differ, its records stay.
+        workers: jobs at a time.
+        part: `i/n`, the share of this runner; None = all.
+
+    Returns:
+        Exit code: 0, or 1 when a job failed.
+    """
+    workspace = Workspace(folder)
+    jobs, refused = prepare(workspace, plan)
+    for arm, images in refused.items():
+        print(
+            f"Arm {arm} is refused: it was pretrained on test cases or patients: {', '.join(images)}", file=sys.stderr
+        )
+    chosen = shard(jobs, part) if part else jobs
+    states = Runner(JobTable(folder), workers, workspace.environment).run(chosen)
+    counts = Counter(state.state for state in states.values())
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    return 0 if counts["done"] == len(states) else 1
+
+
+def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[str, list[str]]]:
+    """Everything before the first job: links, splits, folds, leakage audit, plan.
+
+    Returns:
+        The jobs, needs first, and the arms that are refused with the images that overlap.
+    """
+    for name in dict.fromkeys((*plan.datasets, *plan.domains)):
+        workspace.link(preprocessed_dir() / name)
+    cases = {name: labelled_cases(workspace, plan, name) for name in plan.datasets}
+    splits = fixed_splits(workspace.folder, cases, plan.test_fraction, plan.seeds)
+    folds = workspace.folds(plan)
+    for name in plan.datasets:
+        workspace.write_folds(name, splits[name], folds)
+    refused = audit(plan, splits)
+    write_json(workspace.folder / LEAKAGE_FILE, refused)
+    workspace.write_plan(plan)
+    write_json(workspace.folder / "cases.json", _case_files(workspace, plan, splits))
+    return jobs_of(workspace.folder, plan, refused), refused
+
+
+def jobs_of(folder: Path, plan: BenchmarkPlan, refused: Mapping[str, object]) -> list[Job]:
+    """Jobs of a benchmark: pretrainings first, then the grid, small budgets and first seeds first."""
+    runs = [
+        Run(dataset_name=dataset, budget=budget, arm=arm, seed=seed)
+        for seed in plan.seeds
+        for budget in plan.budgets
+        for dataset in plan.datasets
+        for arm in plan.arms
+        if arm not in refused
+    ]
+    needs = {run: pretraining_job(plan, run.arm, run.dataset_name) for run in runs}
+    names = [(name, ()) for name in dict.fromkeys(n for n in needs.values() if n is not None)]
+    names += [(run.name, (need,) if need else ()) for run, need in needs.items()]  # type: ignore[misc]
+    module = (sys.executable, "-m", "hssl_nnunet.benchmark.job", str(folder.resolve()))
+    return [Job(name=name, needs=need, command=(*module, name)) for name, need in names]
+
+
+def labelled_cases(workspace: Workspace, plan: BenchmarkPlan, dataset_name: str) -> list[CaseInfo]:
+    """Cases with a mask that are preprocessed, with the labels that their masks show; masks are read once.
+
+    Raises:
+        HSSLError: the dataset has no such case.
+    """
+    folder = workspace.preprocessed / dataset_name
+    dataset_json, plans = read_json(folder / "dataset.json"), read_json(folder / f"{plan.plans_name}.json")
+    data, ending = plans["configurations"][plan.configuration]["data_identifier"], dataset_json["file_ending"]
+    there = {p.stem for p in (folder / data).glob("*.b2nd")}
+    masks = {p.name.removesuffix(ending): p for p in sorted((folder / "gt_segmentations").glob(f"*{ending}"))}
+    masks = {case: path for case, path in masks.items() if case in there}
+    if not masks:
+        raise HSSLError(f"{dataset_name} has no preprocessed case with a mask. Run `hssl plan_and_preprocess -d ...`.")
+    cache = workspace.folder / LABELS_FILE
+    known = read_json(cache) if cache.is_file() else {}
+    shown = known.get(dataset_name, {})
+    if shown.keys() != masks.keys():
+        shown = _labels_shown(masks, label_values(dataset_json), dataset_name)
+        write_json(cache, {**known, dataset_name: shown})
+    patterns = parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
+    return [
+        CaseInfo(case=case, patient=patient_of(case, dataset_name, patterns), labels=frozenset(shown[case]))
+        for case in masks
+    ]
+
+
+def _labels_shown(masks: Mapping[str, Path], values: Mapping[str, Label], what: str) -> dict[str, list[str]]:
+    def read(path: Path) -> list[str]:
+        import SimpleITK as sitk
+
+        found = np.unique(sitk.GetArrayViewFromImage(sitk.ReadImage(str(path))))
+        return [name for name, value in values.items() if np.isin(value, found).any()]
+
+    with ThreadPoolExecutor(READERS) as pool:
+        bar = tqdm(pool.map(read, masks.values()), total=len(masks), desc=what, disable=not sys.stderr.isatty())
+        return dict(zip(masks, bar, strict=True))
+
+
+def _case_files(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, object]:
+    """Image and truth of each test case, for the report's pictures."""
+    from hssl_nnunet.corpus.cases import read_raw_dataset
+
+    files: dict[str, object] = {}
+    for name in plan.datasets:
+        dataset = read_raw_dataset(name)
+        names = {label: value for label, value in dataset.dataset_json["labels"].items() if label != "background"}
+        files[name] = {
+            case.name: {"image": str(case.images[0]), "truth": str(case.mask), "label_names": names}
+            for case in dataset.labelled
+            if case.name in splits[name].test
+        }
+    return files
+
+
+def status_table(folder: Path) -> Table:
+    """One line a job: state, attempts, minutes, error.
+
+    Raises:
+        HSSLError: the folder holds no benchmark.
+    """
+    plan = Workspace(folder).plan()
+    table, states = JobTable(folder), Counter[str]()
+    shown = Table("job", "state", "started", "attempts", "minutes", "error")
+    path = folder / LEAKAGE_FILE
+    for job in jobs_of(folder, plan, read_json(path) if path.is_file() else {}):
+        state = table.state(job.name)
+        states[state.state] += 1
+        shown.add_row(
+            job.name, state.state, state.started, str(state.attempts), f"{state.seconds / 60:.1f}", state.error[:60]
+        )
+    shown.caption = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return shown
