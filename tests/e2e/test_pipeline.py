@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,63 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
+from tiny_tasks import FINETUNING, PLANS, PRETRAINING, TASKS, write_task
 
 from hssl_nnunet.transfer.export import load_checkpoint
 from hssl_nnunet.transfer.weights_file import read_metadata
 
 BIN = Path(sys.executable).parent
-PLANS = "nnUNetCPUPlans"
-# array shape (z, y, x) and spacing of SimpleITK (x, y, z)
-TASKS = {61: ("Ball", (20, 22, 24), (1.0, 1.0, 1.0)), 62: ("Slab", (10, 32, 32), (1.0, 1.0, 4.0))}
-PRETRAINING = {
-    "num_iterations_per_epoch": 1,
-    "num_val_iterations_per_epoch": 1,
-    "save_every": 1,
-    "warmup_epochs": 0,
-    "chunks_per_step": 1,
-    "images_per_chunk": 2,
-    "embedding_width": 8,
-    "projection_width": 4,
-    "probe_every": 1000,
-}
-FINETUNING = {
-    "num_epochs": 1,
-    "num_iterations_per_epoch": 1,
-    "num_val_iterations_per_epoch": 1,
-    "warmup_epochs": 0,
-    "seed": 0,
-}
-
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
-
-
-def write_task(folder: Path, shape: tuple[int, int, int], spacing: tuple[float, ...]) -> None:
-    """Four cases with a mask and one without, each a bright ellipsoid in noise."""
-    grid = np.indices(shape).astype(np.float32)
-    for index in range(5):
-        rng = np.random.default_rng(index)
-        centre = np.array(shape)[:, None, None, None] * rng.uniform(0.4, 0.6, (3, 1, 1, 1))
-        mask = (((grid - centre) / (np.array(shape)[:, None, None, None] / 4)) ** 2).sum(0) < 1
-        parts = {"imagesTr" if index < 4 else "imagesTs": rng.normal(100, 10, shape) + 40 * mask}
-        if index < 4:
-            parts["labelsTr"] = mask.astype(np.uint8)
-        for sub, array in parts.items():
-            (folder / sub).mkdir(parents=True, exist_ok=True)
-            image = sitk.GetImageFromArray(array.astype(np.uint8 if sub == "labelsTr" else np.float32))
-            image.SetSpacing(spacing)
-            sitk.WriteImage(image, str(folder / sub / f"case_{index}.nii.gz"))
-    content = {
-        "name": folder.name,
-        "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "blob"},
-        "numTraining": 4,
-        "training": [],
-        "test": [],
-    }
-    (folder / "dataset.json").write_text(json.dumps(content))
 
 
 def edit(path: Path, section: str, values: dict[str, Any]) -> None:
@@ -77,29 +28,6 @@ def edit(path: Path, section: str, values: dict[str, Any]) -> None:
     assert values.keys() <= plans["hssl"][section].keys()
     plans["hssl"][section].update(values)
     path.write_text(json.dumps(plans))
-
-
-@pytest.fixture
-def environment(nnunet_folders: dict[str, Path]) -> dict[str, str]:
-    """nnU-Net's folders, one thread and one worker."""
-    names = ("OMP_NUM_THREADS", "nnUNet_def_n_proc", "nnUNet_n_proc_DA")
-    return os.environ | {variable: str(path) for variable, path in nnunet_folders.items()} | dict.fromkeys(names, "1")
-
-
-@pytest.fixture
-def run(environment: dict[str, str], tmp_path: Path) -> Callable[..., str]:
-    """Runs a command, checks its exit code, returns all it said."""
-
-    def call(command: str, *args: str | int | Path, code: int = 0, **variables: str) -> str:
-        words = [str(BIN / command), *map(str, args)]
-        result = subprocess.run(
-            words, env=environment | variables, cwd=tmp_path, timeout=300, text=True, capture_output=True, check=False
-        )
-        said = result.stdout + result.stderr
-        assert result.returncode == code, f"{words}\n{said[-4000:]}"
-        return said
-
-    return call
 
 
 def interrupted_pretraining(environment: dict[str, str], checkpoint: Path) -> str:

@@ -1,0 +1,105 @@
+"""`hssl benchmark` through the command line: a small grid, killed on the way, finished by the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_tasks import FINETUNING, PLANS, PRETRAINING, TASKS, write_task
+
+from hssl_nnunet.benchmark.records import read_records
+from hssl_nnunet.transfer.weights_file import read_metadata
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
+pytest.importorskip("monai", reason='needs pip install "hssl_nnunet[benchmark]"')
+ARMS = ("vanilla", "scratch", "hssl", "single_domain", "encoder_only")
+
+
+DATASET = "Dataset061_Ball"
+
+
+def grid(environment: dict[str, str], run: Callable[..., str], folder: Path) -> list[str]:
+    """Preprocess two tiny tasks; the words of a benchmark of every kind of arm."""
+    for number, (name, shape, spacing) in TASKS.items():
+        write_task(folder / f"Task{number}_{name}", shape, spacing)
+        run("hssl", "convert_msd", "-i", f"Task{number}_{name}")
+    run("hssl", "plan_and_preprocess", "-d", *TASKS, "--preset", "cpu", "-np", 1)
+    finetuning = {key: value for key, value in FINETUNING.items() if key != "seed"} | {"full_validation_every": 1}
+    values = {"pretraining": {**PRETRAINING, "num_epochs": 1}, "finetuning": finetuning}
+    (folder / "values.json").write_text(json.dumps(values))
+    options = ["-d", 61, "--domains", *TASKS, "--budgets", "2", "--seeds", 1, "--arms", *ARMS, "-p", PLANS]
+    return [*map(str, options), "-o", "bench", "--values", "values.json", "-device", "cpu"]
+
+
+def killed(environment: dict[str, str], words: list[str], folder: Path) -> None:
+    """Start a benchmark, and kill all of it once a record is there."""
+    command = [str(Path(sys.executable).parent / "hssl"), "benchmark", "run", *words]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, **silent)
+    deadline = time.monotonic() + 200
+    while not read_records(folder / "bench") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def check_records(folder: Path, split: dict) -> None:
+    records = {r.arm: r for r in read_records(folder)}
+    assert {r.training_cases for r in records.values()} == {tuple(sorted(split["order"]["0"][:2]))}
+    for record in records.values():
+        assert [s.case for s in record.scores] == split["test"] and [e.epoch for e in record.epochs] == [1]
+        assert record.train_s > 0
+    hashes = {arm: record.weights_sha256 for arm, record in records.items()}
+    assert hashes["vanilla"] is hashes["scratch"] is None
+    assert hashes["hssl"] == hashes["encoder_only"] != hashes["single_domain"]
+
+
+def check_weights(folder: Path, split: dict) -> None:
+    weights = sorted(folder.rglob("hssl.safetensors"))
+    assert len(weights) == 2
+    for path in weights:
+        seen = {(i.dataset_name, i.case) for i in read_metadata(path).images}
+        assert seen and seen.isdisjoint((DATASET, case) for case in split["test"])
+
+
+def leaky_weights(environment: dict[str, str], run: Callable[..., str]) -> Path:
+    """Weights pretrained on everything."""
+    run("hssl", "corpus", "-d", *TASKS, "-o", 900, "-p", PLANS, "-np", 1)
+    path = Path(environment["nnUNet_preprocessed"]) / "Dataset900_Corpus" / f"{PLANS}.json"
+    plans = json.loads(path.read_text())
+    plans["hssl"]["pretraining"].update({**PRETRAINING, "num_epochs": 1})
+    path.write_text(json.dumps(plans))
+    run("hssl", "pretrain", "900", "-device", "cpu")
+    return next(Path(environment["nnUNet_results"]).rglob("hssl.safetensors"))
+
+
+def test_a_grid_survives_a_kill_and_tests_what_no_arm_has_seen(
+    run: Callable[..., str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    words, bench = grid(environment, run, tmp_path), tmp_path / "bench"
+    killed(environment, words, tmp_path)
+    first = {r.arm: r for r in read_records(bench)}
+    assert 0 < len(first) < len(ARMS)
+    splits = (bench / "splits.json").read_text()
+
+    run("hssl", "benchmark", "run", *words)
+    assert (bench / "splits.json").read_text() == splits
+    records = {r.arm: r for r in read_records(bench)}
+    assert records.keys() == set(ARMS) and all(records[arm] == record for arm, record in first.items())
+    assert "7 done" in run("hssl", "benchmark", "status", "bench")
+    split = json.loads(splits)[DATASET]
+    check_records(bench, split)
+    check_weights(bench, split)
+    user = Path(environment["nnUNet_preprocessed"])
+    assert not list(user.rglob("splits_final.json")) and not list(user.glob("Dataset9*"))
+
+    said = run("hssl", "benchmark", "run", *words, "-w", leaky_weights(environment, run))
+    assert "external_hssl is refused" in said and all(f"{DATASET}:{case}" in said for case in split["test"])
+    assert len(read_records(bench)) == len(ARMS)
