@@ -267,7 +267,7 @@ def holm(p: Sequence[float]) -> list[float]:
         HSSLError: statsmodels is missing.
     """
     try:
-        from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped, unused-ignore]
+        from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         raise HSSLError(f'{error}. Statistics need it: run `pip install "hssl_nnunet[benchmark]"`.') from error
     return [float(value) for value in multipletests(p, method="holm")[1]] if p else []

@@ -426,8 +426,9 @@ def verdict(low: float, high: float, seeds: tuple[int, ...] = SEEDS) -> str:
 
 
 def test_the_answer_claims_no_more_than_the_interval() -> None:
-    assert "hssl beats vanilla nnU-Net by 2.0 Dice points (95\xa0% interval 1.0 to 3.0; 1 dataset, 3 seeds); it beats" in (
-        verdict(1, 3)
+    assert (
+        "hssl beats vanilla nnU-Net by 2.0 Dice points (95\xa0% interval 1.0 to 3.0; 1 dataset, 3 seeds); it beats"
+        in (verdict(1, 3))
     )
     assert "hssl loses to vanilla nnU-Net by 2.0 Dice points (95\xa0% interval 1.0 to 3.0;" in verdict(-3, -1)
     assert "shows no established difference to vanilla nnU-Net: +1.0 Dice points (95\xa0% interval −1.0 to 3.0;" in (
