@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hssl_nnunet.benchmark.intervals import crossed_interval
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.versions import versions
 
@@ -153,7 +154,7 @@ def dice(job: Job, target: str) -> dict[str, object]:
     """Held-out Dice in points: per arm and seed the mean over cases, and the paired difference per case."""
     means = {arm: per_case(job, target, arm) for arm in ("Scratch", "Finetune")}  # (seeds, cases, labels)
     difference = (means["Finetune"] - means["Scratch"]).mean(2)  # (seeds, cases)
-    low, high = bootstrap(difference)
+    low, high = crossed_interval([difference])
     arms = {"scratch": means["Scratch"], "hssl": means["Finetune"]}
     return {
         "test_cases": difference.shape[1],
@@ -163,7 +164,7 @@ def dice(job: Job, target: str) -> dict[str, object]:
         **{f"{arm}_mean": round(100 * float(m.mean()), 2) for arm, m in arms.items()},
         "difference": round(100 * float(difference.mean()), 2),
         "difference_interval_95": [round(100 * low, 2), round(100 * high, 2)],
-        "interval": "bootstrap over seeds and over cases, both levels, 10000 draws",
+        "interval": "crossed random effects of seeds and cases, Satterthwaite t (benchmark/intervals.py)",
     }
 
 
@@ -174,15 +175,6 @@ def per_case(job: Job, target: str, arm: str) -> np.ndarray:
         cases = read_json(folder / f"fold_{seed}" / "validation" / "summary.json")["metric_per_case"]
         values.append([[label["Dice"] for label in case["metrics"].values()] for case in cases])
     return np.nan_to_num(np.array(values, dtype=float))  # nan: no voxel of a label in truth and prediction
-
-
-def bootstrap(difference: np.ndarray) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    seeds, cases = difference.shape
-    draws = [
-        difference[rng.integers(seeds, size=seeds)][:, rng.integers(cases, size=cases)].mean() for _ in range(10_000)
-    ]
-    return tuple(np.percentile(draws, [2.5, 97.5]).tolist())
 
 
 def about() -> dict[str, object]:

@@ -318,7 +318,11 @@ def demo(
     raise typer.Exit(run_demo(out))
 
 
-benchmark = typer.Typer(help="Compare with vanilla nnU-Net at few labels: run, status, report.", no_args_is_help=True)
+benchmark = typer.Typer(
+    help="Compare with vanilla nnU-Net at few labels: run, status, report.",
+    epilog="Example: hssl benchmark run -d 4 -o benchmark",
+    no_args_is_help=True,
+)
 app.add_typer(benchmark, name="benchmark")
 BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)]
 

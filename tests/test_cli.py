@@ -17,14 +17,19 @@ from hssl_nnunet import cli, paths
 from hssl_nnunet.errors import HSSLError
 
 GROUP = typer.main.get_command(cli.app)
+BENCHMARK = GROUP.commands["benchmark"]
 COMMANDS = sorted(GROUP.commands)
+HELPS = [(name,) for name in COMMANDS] + [("benchmark", name) for name in sorted(BENCHMARK.commands)]
 RUN = [sys.executable, "-c", "from hssl_nnunet.cli import main; main()"]
 
 
 def parsed(line: str) -> dict[str, object]:
     """What a command receives for a command line, without running it."""
     name, *args = shlex.split(line)
-    return GROUP.commands[name].make_context(name, args).params
+    group = GROUP
+    if name == "benchmark":
+        group, (name, *args) = BENCHMARK, args
+    return group.commands[name].make_context(name, args).params
 
 
 def failure(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
@@ -34,18 +39,19 @@ def failure(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 
 
 def test_the_commands_are_those_of_the_manual():
+    assert sorted(BENCHMARK.commands) == ["report", "run", "status"]
     assert COMMANDS == sorted(
-        "convert_msd plan_and_preprocess corpus pretrain seed finetune export inspect doctor paths demo".split()
+        "convert_msd plan_and_preprocess corpus pretrain seed finetune export inspect doctor paths demo benchmark".split()
     )
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_ends_in_an_example_that_parses(name: str):
-    result = CliRunner().invoke(cli.app, [name, "--help"])
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_help_ends_in_an_example_that_parses(words: tuple[str, ...]):
+    result = CliRunner().invoke(cli.app, [*words, "--help"])
     last = result.stdout.strip().splitlines()[-1].strip()
     assert result.exit_code == 0
     assert last.startswith("Example: ")
-    if name != "paths":
+    if words != ("paths",):
         assert parsed(last.removeprefix("Example: hssl ")) is not None
 
 

@@ -74,8 +74,8 @@ def test_the_pages_show_every_command():
 
 @pytest.mark.parametrize("page, line", LINES, ids=lambda value: str(value))
 def test_a_command_of_the_documentation_parses(page: Path, line: str):
-    words, arguments = command_of(line)
-    if arguments != ["--help"]:
+    if not line.endswith("--help"):
+        words, arguments = command_of(line)
         COMMANDS[words].make_context(words[-1], arguments)
 
 

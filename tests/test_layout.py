@@ -36,7 +36,7 @@ RANKS = {
     "transfer": 5,
     "data": 5,
     "training": 6,
-    "benchmark": 7,
+    "benchmark": 8,
     "launch": 7,
     "trainers": 7,
     "doctor": 8,

@@ -12,22 +12,19 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from hssl_nnunet.benchmark.intervals import bootstrap_interval, crossed_interval, holm, wilcoxon_p
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord
 from hssl_nnunet.benchmark.statistics import (
     Comparison,
     Reach,
-    bootstrap_interval,
     compare_all,
-    crossed_interval,
     dice_table,
     epochs_to_reach,
-    holm,
     mean_ranks,
     overall,
     paired,
     patient_dice,
     seed_spread,
-    wilcoxon_p,
     wins_ties_losses,
 )
 from hssl_nnunet.errors import HSSLError

@@ -11,7 +11,8 @@ from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import Content
-from hssl_nnunet.transfer.report import STATUSES
+
+STATUSES = ("exact", "adapted", "fresh")  # of a tensor in a transfer, as in transfer.report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
