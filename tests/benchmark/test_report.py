@@ -1,4 +1,4 @@
-"""The page of a benchmark: its numbers are the statistics', it needs nothing but itself, and a real browser shows it."""
+"""The page of a benchmark: its numbers are the statistics', it needs nothing but itself, a browser shows it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,21 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 
 from hssl_nnunet.benchmark import statistics as st
+from hssl_nnunet.benchmark.arms import chosen_arms
+from hssl_nnunet.benchmark.job import Run
+from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, read_records, record_path, write_record
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.cases import Slice, choose, draw_slice, read_slice
 from hssl_nnunet.benchmark.report.content import not_run, read_content
 from hssl_nnunet.benchmark.report.drawing import CSS_COLOURS, arm_styles
-from hssl_nnunet.benchmark.report.gallery import case_dice
+from hssl_nnunet.benchmark.report.gallery import case_dice, embeddings
 from hssl_nnunet.benchmark.report.page import write_report
+from hssl_nnunet.benchmark.report.tables import environment, pretrainings
+from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.networks.projection import Entry
+from hssl_nnunet.transfer.report import TransferReport
 
 EVIL_DATASET = "Dataset009_<img src=x onerror=boom>"
 EVIL_ARM = "<script>\"$x'&amp;"
@@ -141,6 +148,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if key not in GAPS:
             write_record(path, run(*key))
     (path / "benchmark.json").write_text(json.dumps(FACTS))
+    failed = Run(dataset_name=EVIL_DATASET, budget="20%", arm="scratch", seed=0)
+    JobTable(path).write(failed.name, JobState(state="failed", error="killed"))
     cases = sorted(case_dice(run(DATASETS[0], "5%", "hssl", 0)))
     (path / "cases.json").write_text(
         json.dumps({DATASETS[0]: {c: {"image": "image.nii.gz", "truth": "truth.nii.gz"} for c in cases}})
@@ -317,6 +326,8 @@ def test_cost_transfer_audit_environment_and_commands(page: Page) -> None:
     assert page.grouped("Tensors transferred")[DATASETS[0], "hssl"] == ["41", "22", "3"]
     audit = page.tables["Leakage audit"]
     assert audit[1:] == [["hssl", DATASETS[0], "none"], ["hssl", EVIL_DATASET, "<i>seen"]]
+    assert f"the pretraining of hssl has seen test cases of {EVIL_DATASET}" in page.sections["answer"]
+    assert f"seen test cases of {DATASETS[0]}" not in page.sections["answer"]
     rows = [["versions: torch", "2.<b>6"], ["cpu", "two cores"], ["flags", "bf16, channels_last"]]
     assert page.tables["Environment"] == rows
     assert "hssl pretrain 900\nhssl finetune 4 3d_fullres 0" in page.sections["commands"]
@@ -328,8 +339,9 @@ def test_what_was_not_run_is_listed_exactly(folder: Path, page: Page) -> None:
     }  # fmt: skip
     assert listed == GAPS
     assert page.tables["Runs that were not run"][1:] == [
-        [EVIL_DATASET, "20%", "scratch", "0, 1"],
-        [EVIL_DATASET, "20%", "hssl", "2"],
+        [EVIL_DATASET, "20%", "scratch", "0", "failed: killed"],
+        [EVIL_DATASET, "20%", "scratch", "1", "pending"],
+        [EVIL_DATASET, "20%", "hssl", "2", "refused: its pretraining has seen test cases"],
     ]
     assert "3 more asked for and not run" in page.sections[""]
     assert "does not name" not in page.sections["not-run"]
@@ -482,15 +494,74 @@ def test_a_benchmark_without_the_method_or_a_baseline_has_a_page(tmp_path: Path)
     assert "No dataset has hssl and a baseline" in page.sections["patients"]
 
 
+def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
+    target, sha256 = DATASETS[0], "ab" * 32
+    arms = chosen_arms(["vanilla", "hssl", "single_domain"])
+    plan = BenchmarkPlan(
+        command="hssl benchmark run",
+        datasets=(target,),
+        domains=(target, "Dataset053_SarcomaPET"),
+        configuration="3d_fullres",
+        plans_name="nnUNetPlans",
+        budgets=("5%",),
+        arms=arms,
+        seeds=(0,),
+        test_fraction=0.3,
+        patient_regex=(),
+        nsd_tolerance_mm=1.0,
+        pretraining={"num_epochs": 7, "loss": {"image": 0.5}},
+        finetuning={},
+        device=None,
+        about={"versions": {"torch": "2.6"}},
+    )
+    Workspace(tmp_path).write_plan(plan)
+    (tmp_path / "leakage.json").write_text(json.dumps({"single_domain": [f"{target}:case_1", f"{target}:case_2"]}))
+    for name in ("pretrain/hssl", f"pretrain/single_domain/{target}"):
+        JobTable(tmp_path).write(name, JobState(state="done", seconds=7200))
+    JobTable(tmp_path).write("pretrain/mae", JobState(state="failed"))
+    write_record(tmp_path, run(target, "5%", "hssl", 0, weights_sha256=sha256))
+    statuses: tuple[Any, ...] = ("exact", "exact", "adapted", "fresh", "exact")
+    entries = tuple(
+        Entry(name=f"{i}", role=f"{('encoder', 'decoder')[i % 2]}.{i}", shape=(2, 3), status=status)
+        for i, status in enumerate(statuses)
+    )
+    fold = tmp_path / "nnUNet_results" / target / "nnUNetTrainerX__nnUNetPlans_hssl_s0__3d_fullres" / "fold_0"
+    drawn = tmp_path / "nnUNet_results" / "Dataset900_Benchmark_hssl" / "T__nnUNetPlans__3d_fullres" / "fold_all"
+    fold.mkdir(parents=True)
+    drawn.mkdir(parents=True)
+    report = TransferReport(dataset=target, configuration="3d_fullres", entries=entries)
+    (fold / "transfer.json").write_text(json.dumps(report.to_json()))
+    (drawn / "embeddings.png").write_bytes(draw_slice(plain_slice(), prediction=1))
+
+    content = read_content(tmp_path)
+    assert content.facts.descriptions == {name: arm.description for name, arm in arms.items()}
+    assert pretrainings(content) == [("hssl", "2.0 h", "–", sha256), (f"single_domain, {target}", "2.0 h", "–", "–")]
+    assert content.facts.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
+    assert [p.title for p in embeddings(content)] == ["hssl"]
+    audits = {a.arm: (a.dataset, a.overlap, a.otherwise[:7]) for a in content.facts.leakage}
+    assert audits["vanilla"] == ("every target", (), "nothing")
+    assert audits["hssl"] == ("every target", (), "none: i")
+    assert audits["single_domain"][:2] == (target, ("case_1", "case_2"))
+    assert {(r.arm, r.why.partition(":")[0]) for r in not_run(content)} == {
+        ("vanilla", "pending"),
+        ("single_domain", "refused"),
+    }
+    told = dict(environment({**content.facts.about, **content.facts.settings}))
+    assert told["pretraining: num_epochs"] == "7" and told["pretraining: loss: image"] == "0.5"
+    assert told["domains"] == f"{target}, Dataset053_SarcomaPET" and "device" not in told
+    assert told["versions: torch"] == "2.6"
+
+
 def test_an_empty_folder_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="hssl benchmark run -o"):
         write_report(tmp_path)
 
 
 def test_a_wrong_file_is_named(bare: Path) -> None:
-    (bare / "benchmark.json").write_text('{"seeds": ["one"]}')
-    with pytest.raises(HSSLError, match=r"benchmark.json is not a valid Facts:\n  seeds.0"):
-        write_report(bare)
+    for wrong, key in (('{"seeds": ["one"]}', "seeds.0"), ('{"pretraining": [1]}', "pretraining"), ("[]", "")):
+        (bare / "benchmark.json").write_text(wrong)
+        with pytest.raises(HSSLError, match=rf"benchmark.json is not a valid Facts:\n  {key}"):
+            write_report(bare)
 
 
 def test_a_missing_jinja2_names_its_remedy(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def killed(environment: dict[str, str], words: list[str], folder: Path) -> None:
     command = [str(Path(sys.executable).parent / "hssl"), "benchmark", "run", *words]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, **silent)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 280
     while not read_records(folder / "bench") and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)

@@ -2,86 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import ConfigDict
-
+from hssl_nnunet.benchmark.jobs import JobTable
 from hssl_nnunet.benchmark.records import RunRecord, read_records
+from hssl_nnunet.benchmark.report.facts import LENIENT, Facts, read_facts
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.plan_schema import parse
 
-BENCHMARK_FILE, CASES_FILE = "benchmark.json", "cases.json"
-LENIENT = ConfigDict(extra="ignore")  # the runner may write more than the page shows
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pretraining:
-    """One pretraining.
-
-    Attributes:
-        seconds: its wall time.
-        weights: the weights file.
-        sha256: its content.
-    """
-
-    seconds: float
-    weights: str = ""
-    sha256: str = ""
-
-    __pydantic_config__ = LENIENT
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Audit:
-    """What the leakage guard found for an arm on a dataset.
-
-    Attributes:
-        arm: the arm whose weights were looked at.
-        dataset: the target.
-        overlap: images or patients that pretraining and test set share; empty = clean.
-    """
-
-    arm: str
-    dataset: str
-    overlap: tuple[str, ...] = ()
-
-    __pydantic_config__ = LENIENT
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """`benchmark.json`: what was asked for, and what the records do not say. Every key may be missing.
-
-    Attributes:
-        command: the command that made the benchmark.
-        commands: every command behind it, in order.
-        about: the environment: `versions`, `cpu`, `device` and whatever else is told; values may be nested.
-        datasets: dataset names asked for.
-        budgets: label budgets asked for.
-        arms: arms asked for.
-        seeds: seeds asked for.
-        pretraining: arm -> its pretraining.
-        leakage: what the leakage guard found.
-        transfer: dataset name -> arm -> `exact`, `adapted`, `fresh` -> number of tensors.
-    """
-
-    command: str = ""
-    commands: tuple[str, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
-    datasets: tuple[str, ...] = ()
-    budgets: tuple[str, ...] = ()
-    arms: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    pretraining: dict[str, Pretraining] = field(default_factory=dict)
-    leakage: tuple[Audit, ...] = ()
-    transfer: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-
-    __pydantic_config__ = LENIENT
+CASES_FILE = "cases.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +43,7 @@ class Content:
     Attributes:
         folder: the benchmark's folder.
         records: one for each run that has ended; at least one.
-        facts: `benchmark.json`, empty without one.
+        facts: what else is known.
         cases: dataset name -> case -> its files; empty without `cases.json`.
     """
 
@@ -150,12 +85,14 @@ class NotRun:
         budget: the label budget.
         arm: the arm.
         seeds: its seeds without a record.
+        why: what became of them, such as `failed: out of memory`.
     """
 
     dataset_name: str
     budget: str
     arm: str
     seeds: tuple[int, ...]
+    why: str
 
     @property
     def seed_count(self) -> int:
@@ -175,11 +112,11 @@ def read_content(folder: Path) -> Content:
             f"{folder} holds no finished run (expected runs/<dataset>/<budget>/<arm>/seed_<seed>/record.json). "
             f"Run `hssl benchmark run -o {folder}` first; `hssl benchmark status {folder}` tells how far it is."
         )
-    facts, cases = folder / BENCHMARK_FILE, folder / CASES_FILE
+    cases = folder / CASES_FILE
     return Content(
         folder=folder,
         records=tuple(records),
-        facts=parse(Facts, read_json(facts), facts) if facts.is_file() else Facts(),
+        facts=read_facts(folder),
         cases=parse(dict[str, dict[str, CaseFiles]], read_json(cases), cases) if cases.is_file() else {},
     )
 
@@ -187,18 +124,29 @@ def read_content(folder: Path) -> Content:
 def not_run(content: Content) -> list[NotRun]:
     """The grid that was asked for, less the records; what `benchmark.json` leaves open is taken from the records."""
     facts, records = content.facts, content.records
-    done = {(r.dataset_name, r.budget, r.arm, r.seed) for r in records}
+    grid = facts.datasets or content.datasets, facts.budgets or content.budgets(), facts.arms or content.arms
     seeds = facts.seeds or tuple(sorted({r.seed for r in records}))
-    missing = []
-    for dataset_name in facts.datasets or content.datasets:
-        for budget in facts.budgets or content.budgets():
-            for arm in facts.arms or content.arms:
-                left = tuple(s for s in seeds if (dataset_name, budget, arm, s) not in done)
-                if left:
-                    missing.append(NotRun(dataset_name=dataset_name, budget=budget, arm=arm, seeds=left))
-    return missing
+    done = {(r.dataset_name, r.budget, r.arm, r.seed) for r in records}
+    reasons: dict[tuple[str, str, str, str], list[int]] = {}
+    for *where, seed in product(*grid, seeds):
+        dataset_name, budget, arm = map(str, where)
+        if (dataset_name, budget, arm, seed) not in done:
+            why = _why(content, dataset_name, budget, arm, seed)
+            reasons.setdefault((dataset_name, budget, arm, why), []).append(seed)
+    return [
+        NotRun(dataset_name=dataset_name, budget=budget, arm=arm, seeds=tuple(left), why=why)
+        for (dataset_name, budget, arm, why), left in reasons.items()
+    ]
 
 
-def _in_order(wanted: Sequence[str], there: Iterable[str]) -> list[str]:
+def _why(content: Content, dataset_name: str, budget: str, arm: str, seed: int) -> str:
+    """Why a run has no record: its arm was refused, or the state of its job."""
+    if any(audit.arm == arm and audit.overlap for audit in content.facts.leakage):
+        return "refused: its pretraining has seen test cases"
+    state = JobTable(content.folder).state(f"finetune/{dataset_name}/{budget}/{arm}/seed_{seed}")
+    return f"{state.state}: {state.error}" if state.error else state.state
+
+
+def _in_order(wanted: Collection[str], there: Iterable[str]) -> list[str]:
     found = set(there)
     return [*(name for name in wanted if name in found), *sorted(found.difference(wanted))]

@@ -1,4 +1,4 @@
-"""How figures look: colours of the arms, and SVG that takes its ink from the page, so that it reads in light and dark."""
+"""How figures look: colours of the arms, and SVG that takes its ink from the page, readable in light and dark."""
 
 from __future__ import annotations
 

@@ -122,18 +122,24 @@ def _paths(folder: Path, files: CaseFiles, case: str, *records: RunRecord) -> tu
     return folder / files.image, folder / files.truth, first, second
 
 
-def embeddings(folder: Path) -> list[Picture]:
-    """Pictures of the embedding, `embeddings.png` and `embeddings/*.png`; what is no PNG is left out."""
-    paths = [folder / "embeddings.png", *sorted((folder / "embeddings").glob("*.png"))]
-    found: Mapping[str, bytes] = {p.stem: p.read_bytes() for p in paths if p.is_file()}
+def embeddings(content: Content) -> list[Picture]:
+    """Pictures of the embedding: `embeddings.png` and `embeddings/*.png`, else those that the pretrainings drew."""
+    root = content.folder
+    paths = {p.stem: p for p in (root / "embeddings.png", *sorted((root / "embeddings").glob("*.png"))) if p.is_file()}
+    if not paths:
+        # the corpus of an arm is named DatasetNNN_Benchmark_<arm>, with the target's name where it has one each
+        drawn = sorted(root.glob("nnUNet_results/Dataset*_Benchmark_*/*/fold_all/embeddings.png"))
+        names = {p.parts[-4].partition("_Benchmark_")[2]: p for p in drawn}
+        paths = dict(sorted(names.items(), key=lambda item: item[0] != METHOD))  # the method's first
+    found: Mapping[str, bytes] = {name: path.read_bytes() for name, path in paths.items()}
     return [
         Picture(
-            uri=data_uri(content),
+            uri=data_uri(png),
             alt=f"Embedding of images in a plane ({name}): one point an image, coloured by domain and by group",
             title="" if name == "embeddings" else name,
         )
-        for name, content in found.items()
-        if content.startswith(PNG_MAGIC)
+        for name, png in found.items()
+        if png.startswith(PNG_MAGIC)
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import hssl_nnunet
 from hssl_nnunet.benchmark import statistics as st
+from hssl_nnunet.benchmark.intervals import crossed_interval
 from hssl_nnunet.benchmark.report import figures, gallery, tables, wording
 from hssl_nnunet.benchmark.report.cases import FIRST_COLOUR, SECOND_COLOUR, TRUTH_COLOUR
 from hssl_nnunet.benchmark.report.content import Content, not_run, read_content
@@ -71,7 +72,8 @@ def render(content: Content) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(TEMPLATE).render(_values(content))
+    text: str = environment.get_template(TEMPLATE).render(_values(content))
+    return text
 
 
 def _values(content: Content) -> dict[str, Any]:
@@ -94,12 +96,12 @@ def _values(content: Content) -> dict[str, Any]:
         "grid_unknown": [k for k in ("datasets", "budgets", "arms", "seeds") if not getattr(content.facts, k)],
         "reaches": tables.reaches(content, st.BASELINES[0]),
         "costs": tables.costs(content),
-        "duration": wording.duration,
+        "pretrainings": tables.pretrainings(content),
         "galleries": gallery.galleries(content),
         "contours": {"truth": TRUTH_COLOUR, "method": FIRST_COLOUR, "baseline": SECOND_COLOUR},
-        "embeddings": gallery.embeddings(content.folder),
+        "embeddings": gallery.embeddings(content),
         "transfers": tables.transfers(content),
-        "environment": tables.environment(content.facts.about),
+        "environment": tables.environment({**content.facts.about, **content.facts.settings}),
         **_panels(content, comparisons, styles),
     }
 
@@ -135,7 +137,7 @@ def _dice(content: Content, name: str, dataset_name: str, styles: Styles) -> Pan
         for budget in content.budgets(dataset_name):
             if runs := content.of(dataset_name, budget, arm):
                 dice = st.dice_table(runs).points[0]  # (seeds, patients)
-                low, high = st.crossed_interval([dice])
+                low, high = crossed_interval([dice])
                 estimate = figures.Estimate(value=float(dice.mean()), low=low, high=high)
                 series.setdefault(arm, {})[budget] = estimate
     ticks = _ticks(content, dataset_name)

@@ -11,8 +11,7 @@ from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import Content
-
-STATUSES = ("exact", "adapted", "fresh")  # of a tensor in a transfer, as in transfer.report
+from hssl_nnunet.benchmark.report.facts import STATUSES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +87,7 @@ def _row(spread: st.SeedSpread, compared: Sequence[st.Comparison | None]) -> Row
         arm=spread.arm,
         score=wording.spread(spread.mean, spread.sd),
         basis=str(len(spread.seeds)),
-        differences=tuple(c and _difference(c) for c in compared),
+        differences=tuple(_difference(c) if c else None for c in compared),
     )
 
 
@@ -143,15 +142,14 @@ def _pooled_row(
         arm=arm,
         score=wording.NOTHING if rank is None else f"{rank:.1f}",
         basis=" / ".join(map(str, datasets)) or wording.NOTHING,
-        differences=tuple(
-            o
-            and Difference(
-                value=wording.signed(o.difference),
-                interval=wording.interval(o.low, o.high),
-                tally=" / ".join(map(str, tallies[arm, o.baseline])),
-            )
-            for o in found
-        ),
+        differences=tuple(_pooled_difference(o, tallies) if o else None for o in found),
+    )
+
+
+def _pooled_difference(o: st.Overall, tallies: Mapping[tuple[str, str], tuple[int, int, int]]) -> Difference:
+    ends = wording.interval(o.low, o.high)
+    return Difference(
+        value=wording.signed(o.difference), interval=ends, tally=" / ".join(map(str, tallies[o.arm, o.baseline]))
     )
 
 
@@ -198,6 +196,20 @@ def _cost(records: Sequence[RunRecord]) -> tuple[str, str, str, str]:
         f"{step_s:.2f} s" if step_s >= 1 else f"{1000 * step_s:.0f} ms",
         f"{max(r.peak_gib for r in records):.1f} GiB",
     )
+
+
+def pretrainings(content: Content) -> list[tuple[str, str, str, str]]:
+    """(arm, time, weights file, its SHA-256); what was not told comes from the records that began with the weights."""
+    rows = []
+    for name, run in content.facts.pretraining.items():
+        used = {
+            r.weights_sha256
+            for r in content.records
+            if r.weights_sha256 and name in (r.arm, f"{r.arm}, {r.dataset_name}")
+        }
+        sha256 = run.sha256 or ", ".join(sorted(used))
+        rows.append((name, wording.duration(run.seconds), run.weights or wording.NOTHING, sha256 or wording.NOTHING))
+    return rows
 
 
 def transfers(content: Content) -> list[Group]:

@@ -10,6 +10,7 @@ from hssl_nnunet.benchmark.statistics import BASELINES, Comparison, Overall
 METHOD = "hssl"
 NAMES = {"vanilla": "vanilla nnU-Net", "scratch": "scratch (the same schedule without weights)"}
 NOTHING = "\N{EN DASH}"
+LEVEL = "95\N{NO-BREAK SPACE}% interval"
 
 
 def points(value: float) -> str:
@@ -86,15 +87,13 @@ def _clause(one: Overall, paired: Sequence[Comparison]) -> str:
     told = count(seeds, "seed") if len(counts) == 1 else f"{seeds} to {counts[-1]} seeds"
     basis = f"{count(len(one.datasets), 'dataset')}, {told}"
     if seeds > 1 and one.low > 0:
-        return f"beats {name} by {points(one.difference)} Dice points (95\N{NO-BREAK SPACE}% interval {_ends(one)}; {basis})"
+        return f"beats {name} by {points(one.difference)} Dice points ({LEVEL} {_ends(one)}; {basis})"
     if seeds > 1 and one.high < 0:
         ends = interval(-one.high, -one.low)
-        return (
-            f"loses to {name} by {points(-one.difference)} Dice points (95\N{NO-BREAK SPACE}% interval {ends}; {basis})"
-        )
+        return f"loses to {name} by {points(-one.difference)} Dice points ({LEVEL} {ends}; {basis})"
     return (
         f"shows no established difference to {name}: {signed(one.difference)} Dice points "
-        f"(95\N{NO-BREAK SPACE}% interval {_ends(one)}; {basis}{', too few to establish one' if seeds < 2 else ''})"
+        f"({LEVEL} {_ends(one)}; {basis}{', too few to establish one' if seeds < 2 else ''})"
     )
 
 

@@ -1,0 +1,202 @@
+"""`benchmark.json`, and what else the runner leaves beside the records: states of jobs, leakage, transfers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+
+from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
+from hssl_nnunet.files import read_json
+from hssl_nnunet.plan_schema import parse
+
+BENCHMARK_FILE, LEAKAGE_FILE = "benchmark.json", "leakage.json"
+LENIENT = ConfigDict(extra="ignore")  # the runner may write more than the page shows
+STATUSES = ("exact", "adapted", "fresh")  # of a tensor in a transfer, as in transfer.report
+# keys of benchmark.json that are told with the environment
+SETTINGS = ("configuration", "plans_name", "device", "domains", "test_fraction", "patient_regex", "nsd_tolerance_mm")
+KEPT_OUT = "none: its corpus leaves out every test case and the patients of test cases"
+COMPARED = "none: names, contents and patients compared"
+NO_PRETRAINING = "nothing: it is not pretrained"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmFacts:
+    """What is said of an arm.
+
+    Attributes:
+        description: one line.
+        pretrained_on: domains of its own pretraining; `none` without one.
+        weights_of: another arm whose weights it takes.
+        weights_file: a weights file that it takes.
+    """
+
+    description: str = ""
+    pretrained_on: str = "none"
+    weights_of: str | None = None
+    weights_file: str | None = None
+
+    __pydantic_config__ = LENIENT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """One pretraining.
+
+    Attributes:
+        seconds: its wall time.
+        weights: the weights file.
+        sha256: its content.
+    """
+
+    seconds: float
+    weights: str = ""
+    sha256: str = ""
+
+    __pydantic_config__ = LENIENT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What the leakage guard found for an arm.
+
+    Attributes:
+        arm: the arm whose weights were looked at.
+        dataset: the target.
+        overlap: images or patients that pretraining and test set share; empty = clean.
+        otherwise: what is said when there is no overlap.
+    """
+
+    arm: str
+    dataset: str
+    overlap: tuple[str, ...] = ()
+    otherwise: str = "none"
+
+    __pydantic_config__ = LENIENT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What was asked for, and what the records do not say. Everything may be missing.
+
+    Attributes:
+        command: the command that made the benchmark.
+        commands: every command behind it, in order.
+        about: the environment: `versions` and whatever else is told; values may be nested.
+        settings: values of the benchmark that hold for every arm.
+        datasets: dataset names asked for.
+        budgets: label budgets asked for.
+        arms: arms asked for, with or without what is said of them.
+        seeds: seeds asked for.
+        pretraining: arm, or arm and target -> its pretraining.
+        leakage: what the leakage guard found.
+        transfer: dataset name -> arm -> `exact`, `adapted`, `fresh` -> number of tensors.
+    """
+
+    command: str = ""
+    commands: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    arms: tuple[str, ...] | dict[str, ArmFacts] = ()
+    seeds: tuple[int, ...] = ()
+    pretraining: dict[str, Pretraining] = field(default_factory=dict)
+    leakage: tuple[Audit, ...] = ()
+    transfer: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    __pydantic_config__ = LENIENT
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """Arm -> what is said of it, where something is."""
+        said = self.arms if isinstance(self.arms, dict) else {}
+        return {arm: facts.description for arm, facts in said.items() if facts.description}
+
+
+def read_facts(folder: Path) -> Facts:
+    """Read `benchmark.json`; what it does not hold comes from what the runner has left in the folder.
+
+    Raises:
+        HSSLError: a file has the wrong form.
+    """
+    path = folder / BENCHMARK_FILE
+    raw = read_json(path) if path.is_file() else {}
+    facts = parse(Facts, _sorted_out(raw) if isinstance(raw, dict) else raw, path)
+    return replace(
+        facts,
+        pretraining=facts.pretraining or _pretrainings(folder),
+        leakage=facts.leakage or _leakage(folder, facts),
+        transfer=facts.transfer or _transfers(folder, facts),
+    )
+
+
+def _sorted_out(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `Facts`: `pretraining` may hold times of pretrainings, and values that differ from the preset."""
+    given = raw.get("pretraining", {})
+    if not isinstance(given, Mapping):
+        return dict(raw)
+    timed = {arm: p for arm, p in given.items() if isinstance(p, Mapping) and "seconds" in p}
+    settings = {key: raw[key] for key in (*SETTINGS, "finetuning") if raw.get(key)}
+    settings |= {"pretraining": {key: value for key, value in given.items() if key not in timed}}
+    return {**raw, "pretraining": timed, "settings": settings}
+
+
+def _pretrainings(folder: Path) -> dict[str, Pretraining]:
+    """Pretrainings whose jobs have ended; `arm, dataset` where each target has its own."""
+    root = JobTable(folder).folder("pretrain")
+    found = {}
+    for path in sorted(root.rglob(STATE_FILE)):
+        state = parse(JobState, read_json(path), path)
+        if state.state == "done":
+            found[", ".join(path.parent.relative_to(root).parts)] = Pretraining(seconds=state.seconds)
+    return found
+
+
+def _leakage(folder: Path, facts: Facts) -> tuple[Audit, ...]:
+    """The runner's audit: arm -> `dataset:case` of what overlaps, arms without an overlap left out."""
+    path = folder / LEAKAGE_FILE
+    if not (path.is_file() and isinstance(facts.arms, dict)):
+        return ()
+    refused = parse(dict[str, tuple[str, ...]], read_json(path), path)
+    return tuple(
+        Audit(arm=name, dataset=dataset, overlap=cases, otherwise=_otherwise(arm))
+        for name, arm in facts.arms.items()
+        for dataset, cases in _by_dataset(refused.get(name, ())).items()
+    )
+
+
+def _by_dataset(overlap: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in overlap:
+        dataset, _, case = entry.partition(":")
+        found[dataset] = (*found.get(dataset, ()), case)
+    return found or {"every target": ()}
+
+
+def _otherwise(arm: ArmFacts) -> str:
+    if arm.weights_file is not None:
+        return COMPARED
+    return KEPT_OUT if arm.pretrained_on != "none" or arm.weights_of is not None else NO_PRETRAINING
+
+
+def _transfers(folder: Path, facts: Facts) -> dict[str, dict[str, dict[str, int]]]:
+    """Tensors of each status, from the transfer report of one run of an arm on a dataset."""
+    if not facts.settings.get("plans_name"):
+        return {}
+    plans_name, configuration = facts.settings["plans_name"], facts.settings["configuration"]
+    tables: dict[str, dict[str, dict[str, int]]] = {}
+    for dataset_name in facts.datasets:
+        for arm in facts.arms:
+            # nnU-Net's folder of a training; a run's plans are named after arm and seed
+            folders = (folder / "nnUNet_results" / dataset_name).glob(f"*__{configuration}/fold_*/transfer.json")
+            mine = [p for p in folders if f"__{plans_name}_{arm}_s" in p.parts[-3]]
+            if mine:
+                totals = read_json(min(mine))["totals"]
+                tables.setdefault(dataset_name, {})[arm] = {
+                    status: sum(part[status][0] for part in totals.values()) for status in STATUSES
+                }
+    return tables
