@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 
 from hssl_nnunet.benchmark import statistics as st
-from hssl_nnunet.benchmark.arms import chosen_arms
+from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.job import Run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, read_records, record_path, write_record
@@ -496,7 +496,11 @@ def test_a_benchmark_without_the_method_or_a_baseline_has_a_page(tmp_path: Path)
 
 def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
     target, sha256 = DATASETS[0], "ab" * 32
-    arms = chosen_arms(["vanilla", "hssl", "single_domain"])
+    arms = {
+        "vanilla": Arm(description="stock"),
+        "hssl": Arm(description="the whole loss", pretrained_on="all"),
+        "single_domain": Arm(description="its own images", pretrained_on="target"),
+    }
     plan = BenchmarkPlan(
         command="hssl benchmark run",
         datasets=(target,),
@@ -599,8 +603,9 @@ def test_text_and_arms_stand_out_in_light_and_dark(text: str) -> None:
             assert contrast(arm_styles(ARMS)[arm].colour, scheme["paper"]) >= 3
 
 
+CONTROL = '<img src="data:image/png;base64,AAAA"><p style="width:900px">A page with every mistake.</p>'
 PROBE = """<!doctype html><iframe id="phone" width="375" height="800" srcdoc="{page}"></iframe>
-<iframe id="control" width="375" height="800" srcdoc="<img src='data:image/png;base64,AAAA' width=900>"></iframe>
+<iframe id="control" width="375" height="800" srcdoc="{control}"></iframe>
 <p id="found"></p><script>onload = () => {{
   const look = (id) => {{ const d = document.getElementById(id).contentDocument;
     return [d.images.length, [...d.images].filter(i => !i.naturalWidth).length, d.documentElement.scrollWidth,
@@ -611,7 +616,7 @@ PROBE = """<!doctype html><iframe id="phone" width="375" height="800" srcdoc="{p
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_a_browser_shows_the_page_on_a_phone(text: str, tmp_path: Path) -> None:
-    (tmp_path / "probe.html").write_text(PROBE.format(page=escape(text)), encoding="utf-8")
+    (tmp_path / "probe.html").write_text(PROBE.format(page=escape(text), control=escape(CONTROL)), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     more = "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr --dump-dom"
     command = [str(CHROMIUM), *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"]
