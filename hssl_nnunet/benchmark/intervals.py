@@ -24,13 +24,13 @@ def crossed_interval(tables: Sequence[Floats]) -> tuple[float, float]:
     quantile is Student's t with the degrees of freedom of Satterthwaite 1946, An approximate distribution of estimates
     of variance components: two where three seeds are all that varies, many where patients are.
 
-    Coverage measured over 4000 simulations (of the percentile bootstrap over 1000) at S = 3, P = 20, sd of b and e 4:
+    Coverage measured by benchmarks/interval_coverage.py at S = 3, P = 20, sd of b and e 4:
 
         sd of seeds a    0            1            2            4          1, and one run in five loses 10
-        this             0.96         0.95         0.95         0.93       0.84
-        bootstrap        0.96         0.94         0.91         0.85       0.78
+        this             0.96         0.95         0.95         0.93       0.83
+        bootstrap        0.96         0.95         0.90         0.83       0.80
 
-    0.92 at P = 40 with sd 4 of seeds (0.77), 0.94 to 0.95 at S = 5, P = 40; 0.89 at S = 2 (0.73). The last column shows
+    0.92 at P = 40 with sd 4 of seeds (0.83), 0.93 to 0.95 at S = 5, P = 40; 0.89 at S = 2 (0.76). The last column shows
     its limit: effects of seeds that are far from normal. With one seed, nothing is known of how seeds vary.
 
     Args:
