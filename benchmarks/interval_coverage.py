@@ -37,9 +37,7 @@ DRAWS = 1000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--simulations", type=int, default=4000, help="of the crossed interval; else a quarter"
-    )
+    parser.add_argument("--simulations", type=int, default=4000, help="of the crossed interval; else a quarter")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/interval_coverage.json"))
     args = parser.parse_args()
     rng, rows = np.random.default_rng(7), []
