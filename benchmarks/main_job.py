@@ -16,6 +16,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,7 +181,7 @@ def per_case(job: Job, target: str, arm: str) -> np.ndarray:
 def about() -> dict[str, object]:
     cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), platform.processor())
     return {
-        "command": "python benchmarks/main_job.py --data DIR --work DIR",
+        "command": f"python {shlex.join(sys.argv)}",
         "cpu": cpu.split(":")[-1].strip(),
         "cores": os.cpu_count(),
         "versions": versions(),

@@ -68,7 +68,7 @@ def chosen_arms(names: Sequence[str]) -> dict[str, Arm]:
     for text in names:
         name, arm = _external(text) if text.startswith(EXTERNAL) else (text, _known(text, known))
         if name in arms:
-            raise HSSLError(f"--arms names {name} twice.")
+            raise HSSLError(f"Two arms are called {name}. Name each once; rename one of two files of the same name.")
         arms[name] = arm
     return arms
 

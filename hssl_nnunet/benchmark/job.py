@@ -99,11 +99,14 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
 
 def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run) -> None:
     """Train, predict the test cases with nnU-Net's own validation, score them, write the record."""
+    from hssl_nnunet.benchmark.leakage import refuse_leaks
     from hssl_nnunet.launch import train
     from hssl_nnunet.training.full_validation import read_full_validations
 
     arm = plan.arms[run.arm]
     weights = weights_of(workspace, plan, run.arm, run.dataset_name)
+    if weights is not None:
+        refuse_leaks(plan, weights, run.dataset_name, split)
     finetuning = arm_finetuning(workspace, plan, arm, run)
     # one plans file for each run: it holds the run's seed
     name = f"{plan.plans_name}_{run.arm}_s{run.seed}"
@@ -171,7 +174,7 @@ def _scores(
 
 
 def _keep_predictions(workspace: Workspace, run: Run, predictions: Path) -> None:
-    """Move the predicted masks beside the record; the training's folder can be removed then."""
+    """Copy the predicted masks beside the record; the training's folder can be removed then."""
     target = record_path(workspace.folder, run.dataset_name, run.budget, run.arm, run.seed).parent / "predictions"
     target.mkdir(parents=True, exist_ok=True)
     for path in predictions.iterdir():

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
 from hssl_nnunet.corpus.build import build_corpus
+from hssl_nnunet.corpus.cases import read_raw_dataset
 from hssl_nnunet.corpus.parallel import default_processes
+from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
 from hssl_nnunet.files import read_json, write_json, written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
 from hssl_nnunet.paths import raw_dir
@@ -76,7 +77,7 @@ def _corpus(
         short,
         plans_name=plan.plans_name,
         configuration=plan.configuration,
-        exclude_file=_exclusions(workspace, splits, domains),
+        exclude_file=_exclusions(workspace, plan, splits, target),
         patient_regex=regexes,
         num_processes=default_processes(),
         pretraining_overrides=merged(dict(plan.pretraining), arm.pretraining),
@@ -96,13 +97,34 @@ def _free_id(workspace: Workspace) -> int:
     return next(i for i in range(FIRST_CORPUS_ID, 0, -1) if f"{i:03d}" not in taken)
 
 
-def _exclusions(workspace: Workspace, splits: Mapping[str, DatasetSplit], domains: tuple[str, ...]) -> Path:
-    """The test cases of every target that is a domain, and every test patient by name."""
-    lines = sorted(f"{name}:{case}" for name, split in splits.items() if name in domains for case in split.test)
-    path = workspace.folder / (EXCLUDED_FILE if len(domains) > 1 else f"{domains[0]}_{EXCLUDED_FILE}")
+def _exclusions(
+    workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], target: str | None
+) -> Path | None:
+    """File that takes every test patient out of an arm's corpus; None where no domain shows one."""
+    relevant = splits if target is None else {target: splits[target]}
+    lines = excluded_cases(plan, relevant, plan.domains if target is None else (target,))
+    if not lines:
+        return None
+    path = workspace.folder / (EXCLUDED_FILE if target is None else f"{target}_{EXCLUDED_FILE}")
     with written_whole(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return path
+
+
+def excluded_cases(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], domains: tuple[str, ...]) -> list[str]:
+    """Cases of the domains that show a patient who tests any of these targets, as `Dataset:case`.
+
+    By patient and over all domains, for one person may be in several; the target itself need not be a domain.
+    """
+    test = {split.patients[case] for split in splits.values() for case in split.test}
+    patterns = parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
+    return [
+        f"{name}:{case.name}"
+        for name in domains
+        for dataset in [read_raw_dataset(name)]
+        for case in (*dataset.labelled, *dataset.unlabelled)
+        if patient_of(case.name, name, patterns) in test
+    ]
 
 
 def _shuffle_groups(path: Path) -> None:
@@ -114,8 +136,3 @@ def _shuffle_groups(path: Path) -> None:
     domains = tuple(replace(d, groups=g) for d, g in zip(block.domains, groups, strict=True))
     shuffled = CorpusBlock(domains=domains, pretraining=block.pretraining)
     write_json(path, {**plans, "hssl": to_json(shuffled)})
-
-
-def needs_own_weights(arm: Arm) -> bool:
-    """Whether the arm is pretrained by the benchmark itself."""
-    return arm.pretrained_on != "none"

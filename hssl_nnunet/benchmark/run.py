@@ -58,6 +58,7 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     Returns:
         The jobs, needs first, and the arms that are refused with the images that overlap.
     """
+    workspace.check_plan(plan)
     for name in dict.fromkeys((*plan.datasets, *plan.domains)):
         workspace.link(preprocessed_dir() / name)
     cases = {name: labelled_cases(workspace, plan, name) for name in plan.datasets}

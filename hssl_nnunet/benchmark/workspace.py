@@ -25,6 +25,17 @@ from hssl_nnunet.versions import versions
 
 PLAN_FILE = "benchmark.json"
 NSD_TOLERANCE_MM = 1.0
+# what a later run in the same folder may not change; it may add datasets, budgets, arms and seeds
+FIXED = (
+    "domains",
+    "configuration",
+    "plans_name",
+    "test_fraction",
+    "patient_regex",
+    "nsd_tolerance_mm",
+    "pretraining",
+    "finetuning",
+)
 SPLITS_FILE, FOLDS_FILE = "splits_final.json", "folds.json"
 
 
@@ -139,6 +150,23 @@ class Workspace:
         """
         path = self.folder / PLAN_FILE
         return parse(BenchmarkPlan, read_json(path, "Run `hssl benchmark run -d ... -o ...` first."), path)
+
+    def check_plan(self, plan: BenchmarkPlan) -> None:
+        """Check that a later run adds to a benchmark and changes nothing that its records stand on.
+
+        Raises:
+            HSSLError: a value, or an arm of the same name, differs from the earlier run's.
+        """
+        if not (self.folder / PLAN_FILE).is_file():
+            return
+        old, new = to_json(self.plan()), to_json(plan)
+        pairs = {key: (old[key], new[key]) for key in FIXED}
+        pairs |= {f"arm {a}": (old["arms"][a], new["arms"][a]) for a in old["arms"].keys() & new["arms"].keys()}
+        if changed := [f"{key} was {was}, is {now}" for key, (was, now) in pairs.items() if was != now]:
+            raise HSSLError(
+                f"{self.folder} holds a benchmark with other values: {'; '.join(changed)}. Its records would not be "
+                "comparable: repeat them as they were, or start another benchmark with `-o`."
+            )
 
     def write_plan(self, plan: BenchmarkPlan) -> None:
         """Keep the plan."""

@@ -3,7 +3,7 @@
 Freshly drawn segmentation layers decide by chance which class wins where, and the first steps of training may silence
 a small class for good. Fitting them to the features before anything else is trained is *linear probing, then
 fine-tuning* (Kumar et al. 2022, https://arxiv.org/abs/2202.10054); here in closed form (Fisher's discriminant), from
-moments that are summed over a few batches, so that it costs forward passes only and depends on no random draw.
+moments that are summed over a few batches: it costs forward passes only, and how the layers were drawn plays no part.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClassMoments:
         """
         for index, chosen in enumerate(members.unbind(1)):
             rows = chosen.nonzero().flatten()
-            vectors = features[rows[:: -(-len(rows) // VECTORS_PER_CLASS) or 1]].double()
+            vectors = features[rows[:: -(-len(rows) // VECTORS_PER_CLASS) or 1]].to(self.count.device).double()
             self.count[index] += len(vectors)
             self.total[index] += vectors.sum(0)
             self.second[index] += vectors.T @ vectors
@@ -129,6 +129,10 @@ def region_members(target: Tensor, regions: int) -> Tensor:
     return torch.cat([flat[:, :regions] & counted, ~flat[:, :regions] & counted], dim=1)
 
 
+def _moments_device(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device  # which has no float64
+
+
 class HeadFit:
     """Gathers moments of a network's features, and sets its segmentation layers from them."""
 
@@ -144,7 +148,7 @@ class HeadFit:
         layers = cast(list[nn.Conv3d], list(cast(nn.ModuleList, decoder.seg_layers)))  # deepest first
         self.layers = layers[::-1] if decoder.deep_supervision else layers[-1:]
         self.moments = [
-            ClassMoments((1 + regions) * layer.out_channels, layer.in_channels, layer.weight.device)
+            ClassMoments((1 + regions) * layer.out_channels, layer.in_channels, _moments_device(layer.weight.device))
             for layer in self.layers
         ]
 

@@ -1,0 +1,107 @@
+"""No test patient in any pretraining, and no comparison of runs with different values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hssl_nnunet.benchmark.leakage import overlap
+from hssl_nnunet.benchmark.pretraining import excluded_cases
+from hssl_nnunet.benchmark.splits import DatasetSplit
+from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace, plan_from_options
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.paths import ENV_RAW
+
+MR, PET, CINE = "Dataset052_MR", "Dataset053_PET", "Dataset054_Cine"
+
+
+def split(test: list[str], rest: list[str], patients: dict[str, str]) -> DatasetSplit:
+    return DatasetSplit(test=tuple(test), patients=patients, order={0: tuple(rest)})
+
+
+@pytest.fixture
+def plan(nnunet_folders: dict[str, Path]) -> BenchmarkPlan:
+    cases = {MR: ["S1", "S2", "S3"], PET: ["S1", "S2", "S4"], CINE: ["A_1", "A_2", "B_1"]}
+    for name, there in cases.items():
+        folder = nnunet_folders[ENV_RAW] / name
+        for sub, names in (("imagesTr", there[:-1]), ("imagesTs", there[-1:])):
+            (folder / sub).mkdir(parents=True)
+            for case in names:
+                (folder / sub / f"{case}_0000.nii.gz").touch()
+        content = {"channel_names": {"0": "MRI"}, "labels": {}, "numTraining": 2, "file_ending": ".nii.gz"}
+        (folder / "dataset.json").write_text(json.dumps(content))
+    return options()
+
+
+def options(**changes: object) -> BenchmarkPlan:
+    values = {
+        "command": "hssl benchmark run",
+        "datasets": [PET],
+        "domains": [MR, CINE],
+        "configuration": "3d_fullres",
+        "plans_name": "nnUNetPlans",
+        "budgets": ["5%"],
+        "arms": ["scratch", "hssl"],
+        "seeds": 1,
+        "test_fraction": 0.3,
+        "patient_regex": ["54=(.*)_"],
+        "values_file": None,
+        "device": "cpu",
+    }
+    return plan_from_options(**{**values, **changes})
+
+
+def test_a_test_patient_is_left_out_of_domains_that_are_no_targets(plan: BenchmarkPlan) -> None:
+    splits = {PET: split(["S1", "S4"], ["S2"], {"S1": "S1", "S2": "S2", "S4": "S4"})}
+    assert excluded_cases(plan, splits, (MR, CINE)) == [f"{MR}:S1"]
+    assert excluded_cases(plan, splits, (MR, PET)) == [f"{MR}:S1", f"{PET}:S1", f"{PET}:S4"]
+
+
+def test_patients_of_several_cases_go_whole(plan: BenchmarkPlan) -> None:
+    splits = {CINE: split(["A_1"], ["B_1"], {"A_1": "A", "B_1": "B"})}
+    assert excluded_cases(plan, splits, (CINE,)) == [f"{CINE}:A_1", f"{CINE}:A_2"]
+
+
+def test_nothing_is_excluded_where_no_domain_shows_a_test_patient(plan: BenchmarkPlan) -> None:
+    assert excluded_cases(plan, {PET: split(["S4"], ["S1"], {"S4": "S4", "S1": "S1"})}, (CINE,)) == []
+
+
+def test_an_overlap_is_found_by_case_by_patient_and_by_content() -> None:
+    splits = {PET: split(["S1", "S4"], ["S2"], {"S1": "p1", "S2": "p2", "S4": "p4"})}
+    hashes = {PET: {"S1": ["h1"], "S4": ["h4"]}}
+
+    def seen(dataset_name: str, case: str, patient: str, content_hash: str) -> list[str]:
+        image = SimpleNamespace(dataset_name=dataset_name, case=case, patient=patient, content_hash=content_hash)
+        return overlap(SimpleNamespace(images=[image]), splits, hashes)
+
+    assert seen(PET, "S1", "x", "x") == [f"{PET}:S1"]
+    assert seen(MR, "S1", "x", "x") == []  # another dataset's case of this name, another patient
+    assert seen(MR, "other", "p4", "x") == [f"{PET}:S4"]
+    assert seen(MR, "other", "x", "h1") == [f"{PET}:S1"]
+    assert seen(PET, "S2", "p2", "h2") == []
+
+
+def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    workspace.check_plan(plan)
+    workspace.write_plan(plan)
+    workspace.check_plan(options(seeds=3, budgets=["5%", "20%"], arms=["scratch", "hssl", "mae"], device=None))
+    (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 7}}')
+    for changes, named in (
+        ({"values_file": tmp_path / "values.json"}, "finetuning"),
+        ({"domains": [MR]}, "domains"),
+        ({"plans_name": "nnUNetCPUPlans"}, "plans_name"),
+    ):
+        with pytest.raises(HSSLError, match=f"{named} was .*-o"):
+            workspace.check_plan(options(**changes))
+
+
+def test_two_weights_files_of_one_name_are_told_apart_by_the_user(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "hssl.safetensors").touch()
+    with pytest.raises(HSSLError, match="rename"):
+        options(arms=[f"external:{tmp_path / folder / 'hssl.safetensors'}" for folder in "ab"])
