@@ -2,9 +2,10 @@
 
     python benchmarks/step.py DATASET -p PLANS [--steps 5] [--curve-steps 40] [--out benchmarks/results/step.json]
 
-DATASET is preprocessed and seeded (`hssl seed`), PLANS its stock plans. Both trainers step on the same real batches, in
-turn (A B A B), in one process; the ratio is taken pair by pair. The curves train the seeded plan's network from the
-same start on the same batches in fp32 and in bf16, and once more in fp32 from another start, which shows the noise.
+DATASET is preprocessed, PLANS its stock plans; a copy of them with our default values lies beside them while this runs.
+The trainers step on the same real batches, in turn (A B A B), in one process; the ratio is taken pair by pair. The
+curves train the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from
+another start, which shows the noise.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,8 @@ import torch
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
+from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, preset_of_plans, to_json
+from hssl_nnunet.training.precision import describe
 from hssl_nnunet.versions import versions
 
 set_environment()
@@ -55,8 +60,25 @@ def trainer(kind: str, dataset: str, plans: str) -> object:
     return built
 
 
+@contextmanager
+def planned(dataset: str, plans: str, **values: object) -> Iterator[str]:
+    """Plans with our values beside the stock ones."""
+    folder = preprocessed_dir() / dataset
+    stock = read_json(folder / f"{plans}.json")
+    block = TargetBlock(weights=None, weights_sha256=None, finetuning=finetuning_plan(preset_of_plans(stock), **values))
+    name = f"{plans}_step"
+    write_json(folder / f"{name}.json", {**stock, "plans_name": name, "hssl": to_json(block)})
+    try:
+        yield name
+    finally:
+        (folder / f"{name}.json").unlink()
+
+
 def step_times(dataset: str, plans: str, steps: int) -> dict[str, object]:
-    arms = {"stock": trainer(STOCK_TRAINER, dataset, plans), "hssl": trainer(SCRATCH_TRAINER, dataset, f"{plans}_HSSL")}
+    arms = {"stock": trainer(STOCK_TRAINER, dataset, plans)}
+    for precision in ("fp32", "auto"):
+        with planned(dataset, plans, precision=precision) as ours:
+            arms[f"hssl_{precision}"] = trainer(SCRATCH_TRAINER, dataset, ours)
     loader, _ = arms["stock"].get_dataloaders()
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for step in range(steps + 1):
@@ -66,38 +88,35 @@ def step_times(dataset: str, plans: str, steps: int) -> dict[str, object]:
             built.train_step(dict(batch))
             if step:  # the first one warms up
                 seconds[arm].append(time.perf_counter() - begin)
-    ratios = [a / b for a, b in zip(seconds["stock"], seconds["hssl"], strict=True)]
     configuration = arms["stock"].configuration_manager
     return {
         "batch_size": configuration.batch_size,
         "patch_size": list(map(int, configuration.patch_size)),
+        "auto_is": describe(CPU),
         **{f"{arm}_s": [round(s, 3) for s in values] for arm, values in seconds.items()},
-        "ratio_stock_over_hssl": {
-            "median": round(statistics.median(ratios), 2),
-            "min": round(min(ratios), 2),
-            "max": round(max(ratios), 2),
-        },
+        **{f"stock_over_{arm}": ratio(seconds["stock"], seconds[arm]) for arm in list(arms)[1:]},
     }
 
 
-def curves(dataset: str, plans: str, steps: int) -> dict[str, list[float]]:
+def ratio(over: list[float], under: list[float]) -> dict[str, float]:
+    ratios = [a / b for a, b in zip(over, under, strict=True)]
+    return {"median": round(statistics.median(ratios), 2), "min": round(min(ratios), 2), "max": round(max(ratios), 2)}
+
+
+def curves(dataset: str, plans: str, steps: int) -> dict[str, object]:
     """Loss of each step for fp32 and bf16 from one start, and for fp32 from another."""
-    path = preprocessed_dir() / dataset / f"{plans}_HSSL.json"
-    original = read_json(path)
-    loader, _ = trainer(SCRATCH_TRAINER, dataset, f"{plans}_HSSL").get_dataloaders()
-    batches = [next(loader) for _ in range(steps)]
-    result = {}
-    try:
-        for name, precision, seed in (("fp32", "fp32", 0), ("bf16", "bf16", 0), ("fp32_other_start", "fp32", 1)):
-            changed = read_json(path)
-            changed["hssl"]["finetuning"].update(precision=precision, seed=seed)
-            write_json(path, changed)
-            built = trainer(SCRATCH_TRAINER, dataset, f"{plans}_HSSL")
-            built.start_segmentation_layers()
-            losses = [float(built.train_step(dict(batch))["loss"]) for batch in batches]
-            result[name] = np.round(losses, 4).tolist()
-    finally:
-        write_json(path, original)
+    result: dict[str, object] = {}
+    batches: list[dict[str, object]] = []
+    for name, precision, seed in (("fp32", "fp32", 0), ("bf16", "bf16", 0), ("fp32_other_start", "fp32", 1)):
+        with planned(dataset, plans, precision=precision, seed=seed) as ours:
+            built = trainer(SCRATCH_TRAINER, dataset, ours)
+        built.dataloader_train, built.dataloader_val = built.get_dataloaders()
+        built.fit_segmentation_layers()
+        batches = batches or [next(built.dataloader_train) for _ in range(steps)]
+        losses = [float(built.train_step(dict(batch))["loss"]) for batch in batches]
+        result[name] = np.round(losses, 4).tolist()
+    tail = {name: np.array(losses[steps // 2 :]) for name, losses in result.items()}
+    result["mean_of_second_half"] = {name: round(float(values.mean()), 4) for name, values in tail.items()}
     return result
 
 

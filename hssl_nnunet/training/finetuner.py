@@ -12,6 +12,7 @@ from torch._dynamo import OptimizedModule
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import target_block
 from hssl_nnunet.training import precision
@@ -72,6 +73,8 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
             torch.set_autocast_dtype("cuda", precision.compute_dtype(self.plan.precision, self.device))
         network = self.stock_network()
         network.to(memory_format=precision.memory_format(self.device, self._topology().dim))
+        if self.device.type == "cpu":
+            use_cpu_operators(network)
         self.print_to_log_file(f"seed {seed}, precision {precision.describe(self.device, self.plan.precision)}")
 
     def on_train_start(self) -> None:

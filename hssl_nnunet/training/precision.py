@@ -11,11 +11,13 @@ PrecisionPlan = Literal["auto", "fp32", "bf16"]
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether bf16 is faster on the device than what nnU-Net uses, and right: on GPUs from sm80.
+    """Whether bf16 is faster on the device than what nnU-Net uses: on GPUs from sm80 and on CPUs with AMX.
 
-    Not on CPUs, with or without AMX: there oneDNN, as torch 2.15 has it, gives wrong gradients of convolution kernels
-    for many shapes, crashes on some, and without AMX is slower than fp32 (`benchmarks/cpu_bf16.py`).
+    On CPUs without AMX bf16 is slower than fp32 (`benchmarks/cpu_bf16.py`). It needs `use_cpu_operators`: torch's own
+    gradients are wrong there.
     """
+    if device.type == "cpu":
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())  # no public name yet
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

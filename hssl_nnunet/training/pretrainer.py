@@ -21,6 +21,7 @@ from hssl_nnunet.data.sampling import DomainSampler
 from hssl_nnunet.data.split import held_out_rows
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
+from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.training import precision
@@ -85,6 +86,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.batch_size = self.plan.chunks_per_step * self.plan.images_per_chunk
         self.geometries = [DomainGeometry.from_domain(d, self.plan.views) for d in self.corpus.domains]
         self.model = HSSLNetwork(self.corpus, compiled=self._do_i_compile()).to(self.device)
+        if self.device.type == "cpu":
+            for domain in self.model.domains:
+                use_cpu_operators(domain.skeleton)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         # ranks draw different domains, hence different parameters
         self.network = DistributedDataParallel(self.model, find_unused_parameters=True) if self.is_ddp else self.model

@@ -23,7 +23,14 @@ def test_the_plan_decides_on_a_cpu(plan, expected) -> None:
     assert precision.compute_dtype(plan, CPU) == expected
 
 
-def test_auto_keeps_a_cpu_in_fp32() -> None:
+@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_follows_the_cpu(monkeypatch, amx, expected) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert precision.compute_dtype("auto", CPU) == expected
+
+
+def test_a_torch_that_does_not_tell_stays_in_fp32(monkeypatch) -> None:
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
     assert precision.compute_dtype("auto", CPU) == torch.float32
 
 
