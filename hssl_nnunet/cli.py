@@ -341,6 +341,9 @@ def benchmark_run(
     budgets: Annotated[
         list[str], typer.Option("--budgets", metavar="BUDGET...", help="Labelled cases: a share, 5%, or a number, 9.")
     ] = DEFAULT_BUDGETS,
+    min_cases: Annotated[
+        int, typer.Option("--min_cases", min=1, help="Labelled cases that a share never undercuts.")
+    ] = 1,
     arms: Annotated[
         list[str], typer.Option("--arms", metavar="ARM...", help="Arms; an unknown name lists the known ones.")
     ] = DEFAULT_ARMS,
@@ -376,6 +379,7 @@ def benchmark_run(
         configuration=configuration,
         plans_name=plans_name,
         budgets=budgets,
+        min_cases=min_cases,
         arms=[*arms, *(f"external:{path}" for path in weights or ())],
         seeds=seeds,
         test_fraction=test_fraction,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -46,7 +47,10 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
             f"Arm {arm} is refused: it was pretrained on test cases or patients: {', '.join(images)}", file=sys.stderr
         )
     chosen = shard(jobs, part) if part else jobs
-    states = Runner(JobTable(folder), workers, workspace.environment).run(chosen)
+    threads = (
+        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    )
+    states = Runner(JobTable(folder), workers, {**workspace.environment, **threads}).run(chosen)
     counts = Counter(state.state for state in states.values())
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     return 0 if counts["done"] == len(states) else 1
@@ -65,7 +69,7 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     splits = fixed_splits(workspace.folder, cases, plan.test_fraction, plan.seeds)
     folds = workspace.folds(plan)
     for name in plan.datasets:
-        workspace.write_folds(name, splits[name], folds)
+        workspace.write_folds(name, splits[name], folds, plan.min_cases)
     refused = audit(plan, splits)
     write_json(workspace.folder / LEAKAGE_FILE, refused)
     workspace.write_plan(plan)
@@ -121,7 +125,7 @@ def _labels_shown(masks: Mapping[str, Path], values: Mapping[str, Label], what: 
     def read(path: Path) -> list[str]:
         import SimpleITK as sitk
 
-        found = np.unique(sitk.GetArrayViewFromImage(sitk.ReadImage(str(path))))
+        found = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
         return [name for name, value in values.items() if np.isin(value, found).any()]
 
     with ThreadPoolExecutor(READERS) as pool:

@@ -54,21 +54,26 @@ class DatasetSplit:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    def labelled(self, seed: int, budget: str) -> list[str]:
+    def labelled(self, seed: int, budget: str, min_cases: int = 1) -> list[str]:
         """The labelled cases of a seed at a budget, sorted.
+
+        Args:
+            seed: seed of the order.
+            budget: the budget, as typed.
+            min_cases: what a share never falls below.
 
         Raises:
             HSSLError: the budget asks for more cases than there are.
         """
         order = self.order[seed]
-        count = budget_cases(budget, len(order))
+        count = budget_cases(budget, len(order), min_cases)
         if count > len(order):
             raise HSSLError(f"Budget {budget}: {count} labelled cases asked for, {len(order)} are not test cases.")
         return sorted(order[:count])
 
 
-def budget_cases(budget: str, available: int) -> int:
-    """Number of labelled cases of a budget: `9` is nine cases, `5%` that share of `available`, at least one.
+def budget_cases(budget: str, available: int, min_cases: int = 1) -> int:
+    """Number of labelled cases of a budget: `9` is nine cases, `5%` that share of `available`, at least `min_cases`.
 
     Raises:
         HSSLError: neither form, or a share above 100 %.
@@ -77,7 +82,7 @@ def budget_cases(budget: str, available: int) -> int:
     if match and match["cases"]:
         return int(match["cases"])
     if match and 0 < float(match["percent"]) <= 100:
-        return max(1, round(float(match["percent"]) / 100 * available))
+        return max(min(min_cases, available), round(float(match["percent"]) / 100 * available))
     raise HSSLError(f"Budget {budget!r}: expected a number of cases such as 9, or a share such as 5%.")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -33,6 +33,7 @@ FIXED = (
     "test_fraction",
     "patient_regex",
     "nsd_tolerance_mm",
+    "min_cases",
     "pretraining",
     "finetuning",
 )
@@ -50,6 +51,7 @@ class BenchmarkPlan:
         configuration: nnU-Net's configuration.
         plans_name: plans of the targets and domains.
         budgets: label budgets, as typed.
+        min_cases: labelled cases that a budget given as a share never falls below.
         arms: the arms, by name.
         seeds: seeds of the fine-tuning runs: labelled cases and start.
         test_fraction: share of patients that test.
@@ -67,6 +69,7 @@ class BenchmarkPlan:
     configuration: str
     plans_name: str
     budgets: tuple[str, ...]
+    min_cases: int
     arms: dict[str, Arm]
     seeds: tuple[int, ...]
     test_fraction: float
@@ -88,6 +91,7 @@ def plan_from_options(
     configuration: str,
     plans_name: str,
     budgets: Sequence[str],
+    min_cases: int,
     arms: Sequence[str],
     seeds: int,
     test_fraction: float,
@@ -112,6 +116,7 @@ def plan_from_options(
         configuration=configuration,
         plans_name=plans_name,
         budgets=tuple(dict.fromkeys(budgets)),
+        min_cases=min_cases,
         arms=chosen_arms(arms),
         seeds=tuple(range(seeds)),
         test_fraction=test_fraction,
@@ -169,7 +174,16 @@ class Workspace:
             )
 
     def write_plan(self, plan: BenchmarkPlan) -> None:
-        """Keep the plan."""
+        """Keep the plan, with what earlier runs asked for beside it."""
+        if (self.folder / PLAN_FILE).is_file():
+            old = self.plan()
+            plan = replace(
+                plan,
+                datasets=tuple(dict.fromkeys((*old.datasets, *plan.datasets))),
+                budgets=tuple(dict.fromkeys((*old.budgets, *plan.budgets))),
+                seeds=tuple(sorted({*old.seeds, *plan.seeds})),
+                arms={**old.arms, **plan.arms},
+            )
         write_json(self.folder / PLAN_FILE, to_json(plan))
 
     def link(self, source: Path) -> Path:
@@ -202,9 +216,12 @@ class Workspace:
             write_json(path, folds)
         return folds
 
-    def write_folds(self, dataset_name: str, split: DatasetSplit, folds: Sequence[tuple[int, str]]) -> None:
+    def write_folds(
+        self, dataset_name: str, split: DatasetSplit, folds: Sequence[tuple[int, str]], min_cases: int
+    ) -> None:
         """nnU-Net's splits of a dataset: a fold for each seed and budget, the test cases as validation of all."""
-        content = [{"train": split.labelled(seed, budget), "val": list(split.test)} for seed, budget in folds]
+        labelled = [split.labelled(seed, budget, min_cases) for seed, budget in folds]
+        content = [{"train": cases, "val": list(split.test)} for cases in labelled]
         write_json(self.preprocessed / dataset_name / SPLITS_FILE, content)
 
     def write_arm_plans(

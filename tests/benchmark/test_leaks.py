@@ -44,6 +44,7 @@ def options(**changes: object) -> BenchmarkPlan:
         "configuration": "3d_fullres",
         "plans_name": "nnUNetPlans",
         "budgets": ["5%"],
+        "min_cases": 1,
         "arms": ["scratch", "hssl"],
         "seeds": 1,
         "test_fraction": 0.3,
@@ -89,10 +90,14 @@ def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path)
     workspace.check_plan(plan)
     workspace.write_plan(plan)
     workspace.check_plan(options(seeds=3, budgets=["5%", "20%"], arms=["scratch", "hssl", "mae"], device=None))
+    workspace.write_plan(options(arms=["mae"], budgets=["20%"]))
+    kept = workspace.plan()
+    assert (list(kept.arms), kept.budgets, kept.seeds) == (["scratch", "hssl", "mae"], ("5%", "20%"), (0,))
     (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 7}}')
     for changes, named in (
         ({"values_file": tmp_path / "values.json"}, "finetuning"),
         ({"domains": [MR]}, "domains"),
+        ({"min_cases": 3}, "min_cases"),
         ({"plans_name": "nnUNetCPUPlans"}, "plans_name"),
     ):
         with pytest.raises(HSSLError, match=f"{named} was .*-o"):

@@ -513,6 +513,7 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         test_fraction=0.3,
         patient_regex=(),
         nsd_tolerance_mm=1.0,
+        min_cases=1,
         pretraining={"num_epochs": 7, "loss": {"image": 0.5}},
         finetuning={},
         device=None,

@@ -71,6 +71,11 @@ def test_budgets(budget: str, count: int) -> None:
     assert budget_cases(budget, 140) == count
 
 
+@pytest.mark.parametrize(("budget", "available", "count"), [("5%", 19, 3), ("20%", 19, 4), ("5%", 2, 2), ("1", 19, 1)])
+def test_a_share_never_undercuts_the_least_number_of_cases(budget: str, available: int, count: int) -> None:
+    assert budget_cases(budget, available, 3) == count
+
+
 @pytest.mark.parametrize("budget", ["0", "0%", "101%", "-3", "five", "5 %", ""])
 def test_a_wrong_budget_says_what_is_expected(budget: str) -> None:
     with pytest.raises(HSSLError, match="expected a number of cases"):
