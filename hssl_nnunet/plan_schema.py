@@ -150,6 +150,8 @@ class FinetuningPlan:
         num_val_iterations_per_epoch: validation steps in an epoch.
         save_every: epochs between checkpoints.
         full_validation_every: epochs between looks at whole validation cases, for a curve of real Dice; 0 = never.
+        use_mirroring: whether whole cases are predicted with nnU-Net's mirroring (test-time augmentation), eight times
+            the work in 3D; the model keeps it.
         schedule: `warmup` (linear, then polynomial), `sawtooth` (decoder first, then all, each with a warm-up),
             or `stock` (nnU-Net's polynomial decay).
         warmup_epochs: epochs of each warm-up.
@@ -171,6 +173,7 @@ class FinetuningPlan:
     num_val_iterations_per_epoch: Count
     save_every: Count
     full_validation_every: Index
+    use_mirroring: bool
     schedule: Literal["warmup", "sawtooth", "stock"]
     warmup_epochs: Index
     decoder_epochs: Index

@@ -77,6 +77,13 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
             use_cpu_operators(network)
         self.print_to_log_file(f"seed {seed}, precision {precision.describe(self.device, self.plan.precision)}")
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's augmentation; mirroring of predictions as the plan has it."""
+        configured = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.plan.use_mirroring:
+            self.inference_allowed_mirroring_axes = None
+        return configured  # type: ignore[no-any-return]
+
     def on_train_start(self) -> None:
         """Put the weights in place, unless the run is resumed."""
         super().on_train_start()

@@ -43,6 +43,13 @@ class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
             torch.manual_seed(self.plan.seed)
         super().initialize()
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's augmentation; mirroring of predictions as the plan has it."""
+        configured = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.plan.use_mirroring:
+            self.inference_allowed_mirroring_axes = None
+        return configured  # type: ignore[no-any-return]
+
     def on_epoch_end(self) -> None:
         """nnU-Net's end of an epoch, after a look at whole validation cases where the plan asks for one."""
         if self.local_rank == 0 and self.plan.looks_at(self.current_epoch):
