@@ -53,6 +53,8 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
             HSSLError: the plans have no such block, or it is wrong.
         """
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if device.type == "cpu":
+            self.device = device  # under DDP nnU-Net takes for granted that there is a GPU
         self.block = target_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
         self.plan = plan = self.block.finetuning
         self.num_epochs, self.save_every = plan.num_epochs, plan.save_every

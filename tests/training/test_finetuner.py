@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
@@ -17,6 +18,8 @@ import SimpleITK as sitk
 import tiny_corpus
 import torch
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
+from torch.nn.parallel import DistributedDataParallel
 
 from hssl_nnunet.corpus.preprocess import plan_and_preprocess
 from hssl_nnunet.errors import HSSLError
@@ -118,6 +121,41 @@ def target(
         return kind({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
 
     return make
+
+
+def process(rank: int, environment: dict[str, str], folder: str, meeting: str) -> None:
+    """One of two ranks that train a target together on the CPU, where nnU-Net's own wrapper asks for a GPU."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    nnUNetTrainer.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}/meeting", rank=rank, world_size=2)
+    plans, dataset_json = (json.loads((Path(folder) / f"{n}.json").read_text()) for n in (SEEDED, "dataset"))
+    trainer = HSSLFinetuner({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+    trainer.on_train_start()
+    start, batch = parameters(trainer), next(trainer.dataloader_train)["data"].clone()
+    trainer.run_training()
+    torch.save({"start": start, "batch": batch, "end": parameters(trainer)}, f"{meeting}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_start_and_stay_equal_on_batches_of_their_own(
+    target: Any, weights: Path, nnunet_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    trainer = target(head_init="fitted", seed=None)  # each rank draws a seed of its own
+    environment = {name: os.environ[name] for name in (*nnunet_folders, "nnUNet_n_proc_DA")}
+    folder = str(nnunet_folders[ENV_PREPROCESSED] / TARGET)
+    torch.multiprocessing.spawn(process, (environment, folder, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert len(first["batch"]) == len(second["batch"]) == 1  # the plan's two images, shared
+    assert not torch.equal(first["batch"], second["batch"])
+    for when in ("start", "end"):
+        torch.testing.assert_close(first[when], second[when], rtol=0, atol=0)
+    trainer.initialize()
+    expected = projected(trainer, weights)
+    assert all(torch.equal(first["start"][name], tensor) for name, tensor in expected.items())
+    assert not all(torch.equal(first["end"][name], tensor) for name, tensor in expected.items())
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
 
 
 def parameters(trainer: HSSLFinetuner) -> dict[str, torch.Tensor]:
