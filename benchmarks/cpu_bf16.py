@@ -1,11 +1,12 @@
-"""Can a CPU train 3D convolutions in bf16? Are the kernels' gradients right, and is a step faster than in fp32?
+"""Can a CPU train convolutions in bf16? Are the kernels' gradients right, and is a step faster than in fp32?
 
-    python benchmarks/cpu_bf16.py [--shapes 30] [--out benchmarks/results/cpu_bf16.json]
+    python benchmarks/cpu_bf16.py [--shapes 40] [--out benchmarks/results/cpu_bf16.json]
 
-Gradients: the weights' gradient under bf16 autocast against the fp32 one, for random shapes as nnU-Net plans them; each
-shape runs in a process of its own, and fails when the relative error is above 3 % or not a number, or when the process
-crashes or hangs. Speed: forward and backward of a small nnU-Net, fp32 and bf16 in turn, both channels-last. Once as
-torch chooses, and once with AMX ruled out (`ONEDNN_MAX_CPU_ISA`).
+Gradients: the weights' gradient under bf16 autocast against the fp32 one, for random 3D shapes as nnU-Net plans them,
+with torch's own operators and with ours (`networks/cpu_operators.py`); each shape runs in a process of its own, and
+fails when the relative error is above 3 % or not a number, or when the process crashes or hangs. Speed: forward and
+backward of a small nnU-Net, torch's own fp32 over ours, all channels-last; as torch chooses, and with AMX ruled out
+(`ONEDNN_MAX_CPU_ISA`).
 """
 
 from __future__ import annotations
@@ -22,17 +23,22 @@ from hssl_nnunet.files import write_json
 from hssl_nnunet.versions import versions
 
 ISAS = {"as torch chooses": {}, "without AMX": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}}
+OPERATORS = ("torch", "ours")
 TOLERANCE, TIMEOUT_S = 0.03, 60
 ONE_SHAPE = """
 import json, sys, torch
-kernel, stride, inputs, outputs, batch, size = json.loads(sys.argv[1])
+from hssl_nnunet.networks.cpu_operators import use_cpu_operators
+kind, kernel, stride, inputs, outputs, batch, size = json.loads(sys.argv[2])
 torch.set_num_threads(1)
 torch.manual_seed(0)
-conv = torch.nn.Conv3d(inputs, outputs, kernel, stride, [k // 2 for k in kernel])
+padding = {} if kind == "ConvTranspose3d" else {"padding": [k // 2 for k in kernel]}
+conv = getattr(torch.nn, kind)(inputs, outputs, kernel, stride, **padding)
 x = torch.randn(batch, inputs, *size).contiguous(memory_format=torch.channels_last_3d)
 y = conv(x)
 g = torch.randn_like(y)
 expected = torch.autograd.grad(y, [conv.weight], g)[0]
+if sys.argv[1] == "ours":
+    use_cpu_operators(conv)
 for _ in range(3):
     with torch.autocast("cpu", torch.bfloat16):
         low = conv(x)
@@ -40,27 +46,32 @@ for _ in range(3):
 print(((found - expected).norm() / expected.norm()).item())
 """
 SPEED = """
-import statistics, time, torch
+import copy, json, statistics, time, torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 torch.set_num_threads(1)
-net = PlainConvUNet(1, 4, (16, 32, 64, 128), torch.nn.Conv3d, 3, (1, 2, 2, 2), 2, 3, 2, conv_bias=True,
-                    norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=torch.nn.LeakyReLU)
+stock = PlainConvUNet(1, 4, (16, 32, 64, 128), torch.nn.Conv3d, 3, (1, 2, 2, 2), 2, 3, 2, conv_bias=True,
+                      norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=torch.nn.LeakyReLU)
+ours = copy.deepcopy(stock)
+use_cpu_operators(ours)
 x = torch.randn(2, 1, 40, 56, 40).contiguous(memory_format=torch.channels_last_3d)
-seconds = {True: [], False: []}
-for step in range(6):
-    for low, times in seconds.items():
+runs = {"torch fp32": (stock, False), "ours fp32": (ours, False), "ours bf16": (ours, True)}
+seconds = {name: [] for name in runs}
+for step in range(8):
+    for name, (net, low) in runs.items():
         begin = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             y = net(x)
         y.float().square().mean().backward()
-        times += [time.perf_counter() - begin] * (step > 0)
-print(statistics.median(a / b for a, b in zip(seconds[False], seconds[True])))
+        seconds[name] += [time.perf_counter() - begin] * (step > 0)
+ratios = {name: [a / b for a, b in zip(seconds["torch fp32"], times)] for name, times in seconds.items()}
+print(json.dumps({n: [round(f(r), 2) for f in (min, statistics.median, max)] for n, r in list(ratios.items())[1:]}))
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", type=int, default=30)
+    parser.add_argument("--shapes", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_bf16.json"))
     args = parser.parse_args()
     shapes = list(random_shapes(args.shapes))
@@ -68,36 +79,43 @@ def main() -> None:
     result: dict[str, object] = {
         "command": "python benchmarks/cpu_bf16.py",
         "seed": 0,
+        "threads": 1,
         "tolerance": TOLERANCE,
         "versions": versions(),
         "cpu_flags": [flag for flag in flags.split() if "bf16" in flag or "amx" in flag],
     }
-    for name, isa in ISAS.items():
-        outcomes = {json.dumps(shape): outcome(shape, isa) for shape in shapes}
+    for operators in OPERATORS:
+        outcomes = {json.dumps(shape): outcome(shape, operators) for shape in shapes}
         failures = {shape: what for shape, what in outcomes.items() if what != "right"}
-        ratio = round(float(run(SPEED, [], isa, 10 * TIMEOUT_S).stdout), 2)
-        result[name] = {
-            "shapes": len(shapes),
-            "failed": len(failures),
-            "fp32_seconds_over_bf16_seconds": ratio,
-            "failures": failures,
-        }
-        print(f"{name}: {len(failures)} of {len(shapes)} shapes failed; fp32 / bf16 step time {ratio}", flush=True)
+        result[f"gradients, {operators}"] = {"shapes": len(shapes), "failed": len(failures), "failures": failures}
+        print(f"{operators}: {len(failures)} of {len(shapes)} shapes failed", flush=True)
+    for name, isa in ISAS.items():
+        ratios = json.loads(run(SPEED, [], isa, 10 * TIMEOUT_S).stdout)
+        result[f"torch's fp32 seconds over these, {name} (min, median, max)"] = ratios
+        print(f"{name}: {ratios}", flush=True)
     write_json(args.out, result)
 
 
 def random_shapes(count: int) -> list[list[object]]:
-    """Convolutions of all levels of a network: large and thin above, small and wide below."""
+    """Convolutions of all levels of a network: large and thin above, small and wide below; upsampling and heads."""
     rng = random.Random(0)
-    kernels, strides = ([1, 3, 3], [3, 3, 3]), ([1, 1, 1], [1, 2, 2], [2, 2, 2])
+    strides = ([1, 1, 1], [1, 2, 2], [2, 2, 2])
     shapes = []
     for index in range(count):
         edges, depths, widths = (
             (range(24, 129, 4), [4, 6, 16], [16, 32, 64]) if index % 2 else (range(4, 17), [2, 4, 8], [128, 320])
         )
         size = [rng.choice(depths), rng.choice(edges), rng.choice(edges)]
-        channels = [rng.choice(widths), rng.choice(widths)]
-        shapes.append([rng.choice(kernels), rng.choice(strides), *channels, rng.choice([1, 2, 8]), size])
+        tail = [rng.choice(widths), rng.choice(widths), rng.choice([1, 2, 8]), size]
+        step = rng.choice(strides)
+        upsampling = ["ConvTranspose3d", rng.choice(strides[1:])]
+        convolution = ["Conv3d", rng.choice([[1, 3, 3], [3, 3, 3]])]
+        if index % 4 == 3:
+            shapes.append([*upsampling, upsampling[1], *tail])
+        elif index % 8 == 2:
+            shapes.append(["Conv3d", [1, 1, 1], [1, 1, 1], tail[0], 4, *tail[2:]])
+        else:
+            shapes.append([*convolution, step, *tail])
     return shapes
 
 
@@ -108,9 +126,9 @@ def run(code: str, arguments: list[str], isa: dict[str, str], timeout: int) -> s
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def outcome(shape: list[object], isa: dict[str, str]) -> str:
+def outcome(shape: list[object], operators: str) -> str:
     try:
-        done = run(ONE_SHAPE, [json.dumps(shape)], isa, TIMEOUT_S)
+        done = run(ONE_SHAPE, [operators, json.dumps(shape)], {}, TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return f"hung for {TIMEOUT_S} s"
     if done.returncode:

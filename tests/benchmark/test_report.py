@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import product
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hssl_nnunet.benchmark.report.content import not_run, read_content
 from hssl_nnunet.benchmark.report.drawing import CSS_COLOURS, arm_styles
 from hssl_nnunet.benchmark.report.gallery import case_dice, embeddings
 from hssl_nnunet.benchmark.report.page import write_report
+from hssl_nnunet.benchmark.report.surfaces import surfaces
 from hssl_nnunet.benchmark.report.tables import environment, pretrainings
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
 from hssl_nnunet.errors import HSSLError
@@ -46,7 +48,7 @@ ARMS = ("vanilla", "scratch", "hssl", EVIL_ARM)
 SEEDS = (0, 1, 2)
 PATIENTS = 12
 GAPS = {(EVIL_DATASET, "20%", "hssl", 2), (EVIL_DATASET, "20%", "scratch", 0), (EVIL_DATASET, "20%", "scratch", 1)}
-SECTIONS = "answer budget patients curves cost cases embedding transfer leakage environment commands not-run".split()
+SECTIONS = "answer budget patients surfaces curves cost cases embedding transfer leakage environment commands not-run".split()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -223,6 +225,25 @@ def ends(low: float, high: float) -> str:
 
 def heading(dataset_name: str, budget: str) -> str:
     return f"{dataset_name}, {budget} {BUDGETS[budget]} labelled cases, {PATIENTS} test patients"
+
+
+def test_surfaces_count_missed_labels_and_leave_empty_ones_out(folder: Path) -> None:
+    record = run(DATASETS[0], "5%", "hssl", 0)
+    values = [(0.9, 2.0), (0.7, 4.0), (0.0, inf), (nan, nan)]
+    scores = tuple(replace(s, nsd=n, hd95_mm=h) for s, (n, h) in zip(record.scores, values, strict=False))
+    content = replace(read_content(folder), records=(replace(record, scores=scores),))
+    assert [g.rows for g in surfaces(content)] == [(("hssl", "53.3", "4.0 mm", "33 %"),)]
+    missed = tuple(replace(s, nsd=0.0, hd95_mm=inf) for s in scores[:3])
+    content = replace(content, records=(replace(record, scores=missed),))
+    assert surfaces(content)[0].rows == (("hssl", "0.0", "infinite", "100 %"),)
+
+
+def test_every_arm_has_its_surfaces(page: Page) -> None:
+    shown = page.grouped("Surface metrics of every arm")
+    assert len([heading for heading, _ in shown if heading]) == len(
+        [heading for heading, _ in page.grouped("Results of every arm") if heading]
+    )
+    assert shown[f"{DATASETS[0]}, 5%", "hssl"] == ["50.0", "2.0 mm", "0 %"]
 
 
 def test_the_table_of_results_shows_the_statistics(folder: Path, page: Page) -> None:

@@ -17,7 +17,16 @@ BENCHMARK_FILE, LEAKAGE_FILE = "benchmark.json", "leakage.json"
 LENIENT = ConfigDict(extra="ignore")  # the runner may write more than the page shows
 STATUSES = ("exact", "adapted", "fresh")  # of a tensor in a transfer, as in transfer.report
 # keys of benchmark.json that are told with the environment
-SETTINGS = ("configuration", "plans_name", "device", "domains", "test_fraction", "patient_regex", "nsd_tolerance_mm")
+SETTINGS = (
+    "configuration",
+    "plans_name",
+    "device",
+    "domains",
+    "test_fraction",
+    "min_cases",
+    "patient_regex",
+    "nsd_tolerance_mm",
+)
 KEPT_OUT = "none: its corpus leaves out every test case and the patients of test cases"
 COMPARED = "none: names, contents and patients compared"
 NO_PRETRAINING = "nothing: it is not pretrained"

@@ -15,6 +15,7 @@ from hssl_nnunet.benchmark.report import figures, gallery, tables, wording
 from hssl_nnunet.benchmark.report.cases import FIRST_COLOUR, SECOND_COLOUR, TRUTH_COLOUR
 from hssl_nnunet.benchmark.report.content import Content, not_run, read_content
 from hssl_nnunet.benchmark.report.drawing import ArmStyle, arm_styles
+from hssl_nnunet.benchmark.report.surfaces import surfaces
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 
@@ -95,6 +96,7 @@ def _values(content: Content) -> dict[str, Any]:
         "missing": not_run(content),
         "grid_unknown": [k for k in ("datasets", "budgets", "arms", "seeds") if not getattr(content.facts, k)],
         "reaches": tables.reaches(content, st.BASELINES[0]),
+        "surfaces": surfaces(content),
         "costs": tables.costs(content),
         "pretrainings": tables.pretrainings(content),
         "galleries": gallery.galleries(content),
