@@ -405,7 +405,7 @@ def benchmark_report(
         Path | None, typer.Option("-o", metavar="FILE", help="The page; default: DIR/report.html.", show_default=False)
     ] = None,
 ) -> None:
-    """Write the results as one page that opens from a disk."""
+    """Write the results as one page that opens from a disk, and its numbers as JSON beside it."""
     from hssl_nnunet.benchmark.report.page import write_report
 
     print(f"Wrote {write_report(folder, output)}")

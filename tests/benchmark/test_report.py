@@ -48,7 +48,9 @@ ARMS = ("vanilla", "scratch", "hssl", EVIL_ARM)
 SEEDS = (0, 1, 2)
 PATIENTS = 12
 GAPS = {(EVIL_DATASET, "20%", "hssl", 2), (EVIL_DATASET, "20%", "scratch", 0), (EVIL_DATASET, "20%", "scratch", 1)}
-SECTIONS = "answer budget patients surfaces curves cost cases embedding transfer leakage environment commands not-run".split()
+SECTIONS = (
+    "answer budget patients surfaces curves cost cases embedding transfer leakage environment commands not-run".split()
+)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -225,6 +227,21 @@ def ends(low: float, high: float) -> str:
 
 def heading(dataset_name: str, budget: str) -> str:
     return f"{dataset_name}, {budget} {BUDGETS[budget]} labelled cases, {PATIENTS} test patients"
+
+
+def test_the_numbers_beside_the_page_are_those_of_the_statistics(folder: Path, text: str) -> None:
+    found, records = json.loads((folder / "report.json").read_text()), read_records(folder)
+    assert "NaN" not in (folder / "report.json").read_text()
+    for kept, c in zip(found["comparisons"], st.compare_all(records), strict=True):
+        assert kept["difference"] == pytest.approx(c.difference, abs=1e-4)
+        assert (kept["finding"], kept["verdict"], kept["seeds"]) == (c.finding, c.verdict, list(c.seeds))
+    means: dict[tuple[str, str, str], list[float]] = {}
+    for r in found["runs"]:
+        assert r["dice"] == pytest.approx(np.mean(list(r["dice_by_patient"].values())), abs=0.01)
+        means.setdefault((r["dataset_name"], r["budget"], r["arm"]), []).append(r["dice"])
+    for s in st.seed_spread(records):
+        assert np.mean(means[s.dataset_name, s.budget, s.arm]) == pytest.approx(s.mean, abs=1e-3)
+    assert len(found["not_run"]) == len(not_run(read_content(folder)))
 
 
 def test_surfaces_count_missed_labels_and_leave_empty_ones_out(folder: Path) -> None:

@@ -15,9 +15,10 @@ from hssl_nnunet.benchmark.report import figures, gallery, tables, wording
 from hssl_nnunet.benchmark.report.cases import FIRST_COLOUR, SECOND_COLOUR, TRUTH_COLOUR
 from hssl_nnunet.benchmark.report.content import Content, not_run, read_content
 from hssl_nnunet.benchmark.report.drawing import ArmStyle, arm_styles
+from hssl_nnunet.benchmark.report.numbers import numbers
 from hssl_nnunet.benchmark.report.surfaces import surfaces
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import written_whole
+from hssl_nnunet.files import write_json, written_whole
 
 PAGE_FILE = "report.html"
 TEMPLATE = "template.html.j2"
@@ -40,7 +41,7 @@ class Panel:
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the page of a benchmark: one file that opens from a disk, without a network.
+    """Write the page of a benchmark: one file that opens from a disk, without a network; its numbers beside it as JSON.
 
     Args:
         folder: the benchmark's folder.
@@ -52,10 +53,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Raises:
         HSSLError: no run has ended, a file has the wrong form, records that cannot be compared, or jinja2 is missing.
     """
-    text = render(read_content(folder))
+    content = read_content(folder)
+    text = render(content)
     path = output or folder / PAGE_FILE
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    write_json(path.with_suffix(".json"), numbers(content))
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import isnan
 
-from hssl_nnunet.benchmark.statistics import BASELINES, Comparison, Overall
+from hssl_nnunet.benchmark.statistics import BASELINES, SEEDS_OF_A_FINDING, Comparison, Overall
 
 METHOD = "hssl"
 NAMES = {"vanilla": "vanilla nnU-Net", "scratch": "scratch (the same schedule without weights)"}
@@ -57,7 +57,7 @@ def count(number: int, thing: str) -> str:
 def answers(overall: Sequence[Overall], comparisons: Sequence[Comparison], budgets: Sequence[str]) -> list[str]:
     """A sentence for each budget where the method was compared: whether it beats the baselines, and by how much.
 
-    It beats or loses only where the interval over all datasets lies on one side of 0 and at least two seeds were run.
+    It beats or loses only where the interval over all datasets lies on one side of 0, with `SEEDS_OF_A_FINDING` seeds.
 
     Args:
         overall: of the statistics.
@@ -86,14 +86,14 @@ def _clause(one: Overall, paired: Sequence[Comparison]) -> str:
     seeds = counts[0]
     told = count(seeds, "seed") if len(counts) == 1 else f"{seeds} to {counts[-1]} seeds"
     basis = f"{count(len(one.datasets), 'dataset')}, {told}"
-    if seeds > 1 and one.low > 0:
+    if seeds >= SEEDS_OF_A_FINDING and one.low > 0:
         return f"beats {name} by {points(one.difference)} Dice points ({LEVEL} {_ends(one)}; {basis})"
-    if seeds > 1 and one.high < 0:
+    if seeds >= SEEDS_OF_A_FINDING and one.high < 0:
         ends = interval(-one.high, -one.low)
         return f"loses to {name} by {points(-one.difference)} Dice points ({LEVEL} {ends}; {basis})"
     return (
         f"shows no established difference to {name}: {signed(one.difference)} Dice points "
-        f"({LEVEL} {_ends(one)}; {basis}{', too few to establish one' if seeds < 2 else ''})"
+        f"({LEVEL} {_ends(one)}; {basis}{', too few to establish one' if seeds < SEEDS_OF_A_FINDING else ''})"
     )
 
 

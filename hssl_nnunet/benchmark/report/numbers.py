@@ -1,0 +1,74 @@
+"""The numbers behind the page as JSON, for whoever computes with them: runs, comparisons, what was not run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from math import isfinite
+from typing import Any
+
+from hssl_nnunet.benchmark import statistics as st
+from hssl_nnunet.benchmark.records import RunRecord
+from hssl_nnunet.benchmark.report.content import Content, not_run
+
+DIGITS = 4
+
+
+def numbers(content: Content) -> dict[str, Any]:
+    """What the page shows, without its pictures; a value that is not a finite number is null.
+
+    Args:
+        content: what was read from a benchmark's folder.
+
+    Returns:
+        `asked` (what was asked for, versions, hardware), `runs` (one for each record, Dice in points by patient),
+        `comparisons`, `overall` and `mean_ranks` as `statistics.py` has them, `pretraining` and `not_run`.
+    """
+    facts = content.facts
+    asked = {
+        "command": facts.command,
+        "about": facts.about,
+        "settings": facts.settings,
+        "datasets": facts.datasets,
+        "budgets": facts.budgets,
+        "arms": list(facts.arms),
+        "seeds": facts.seeds,
+    }
+    comparisons: Sequence[st.Comparison] = st.compare_all(content.records)
+    found = {
+        "asked": asked,
+        "runs": [_run(record) for record in content.records],
+        "comparisons": [{**asdict(c), "finding": c.finding} for c in comparisons],
+        "overall": st.overall(content.records),
+        "mean_ranks": st.mean_ranks(content.records),
+        "pretraining": facts.pretraining,
+        "not_run": not_run(content),
+    }
+    plain: dict[str, Any] = _plain(found)
+    return plain
+
+
+def _run(record: RunRecord) -> dict[str, Any]:
+    dice = {patient: 100 * value for patient, value in sorted(st.patient_dice(record).items())}
+    names = ("dataset_name", "budget", "arm", "seed", "num_epochs", "num_iterations_per_epoch", "train_s", "peak_gib")
+    return {
+        **{name: getattr(record, name) for name in names},
+        "weights_sha256": record.weights_sha256,
+        "training_cases": len(record.training_cases),
+        "dice": sum(dice.values()) / len(dice) if dice else None,
+        "dice_by_patient": {patient: round(value, 2) for patient, value in dice.items()},
+        "epochs": record.epochs,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Of what JSON knows."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, DIGITS) if isfinite(value) else None
+    return value
