@@ -353,6 +353,9 @@ def benchmark_run(
     test_fraction: Annotated[
         float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
     ] = 0.3,
+    nsd_tolerance_mm: Annotated[
+        float, typer.Option("--nsd_tolerance_mm", min=0.0, help="Tolerance of the surface Dice in mm.")
+    ] = 1.0,
     patient_regex: Annotated[
         list[str] | None,
         typer.Option("--patient_regex", metavar="DATASET=REGEX...", help="How a case's name tells the patient."),
@@ -383,6 +386,7 @@ def benchmark_run(
         arms=[*arms, *(f"external:{path}" for path in weights or ())],
         seeds=seeds,
         test_fraction=test_fraction,
+        nsd_tolerance_mm=nsd_tolerance_mm,
         patient_regex=patient_regex or (),
         values_file=values,
         device=device,

@@ -19,11 +19,12 @@ from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, reco
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json
+from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.plan_schema import FinetuningPlan, finetuning_plan, merged, preset_of_plans
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"
+PRETRAINING_FILE = "pretraining.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +69,18 @@ def work_on(folder: Path, name: str) -> None:
 
 
 def _pretrain(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], name: str) -> None:
+    from hssl_nnunet.benchmark.jobs import JobTable
     from hssl_nnunet.benchmark.pretraining import pretrain_arm
+    from hssl_nnunet.transfer.weights_file import file_sha256
 
     _, arm, *target = name.split("/")
     weights = pretrain_arm(workspace, plan, splits, arm, target[0] if target else None)
-    print(f"weights: {weights}")
+    told = {
+        "seconds": _training_seconds(weights.parent),
+        "weights": str(weights.relative_to(workspace.folder)),
+        "sha256": file_sha256(weights),
+    }
+    write_json(JobTable(workspace.folder).folder(name) / PRETRAINING_FILE, told)
 
 
 def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset_name: str) -> Path | None:
@@ -99,6 +107,8 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
 
 def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run) -> None:
     """Train, predict the test cases with nnU-Net's own validation, score them, write the record."""
+    import torch
+
     from hssl_nnunet.benchmark.leakage import refuse_leaks
     from hssl_nnunet.launch import train
     from hssl_nnunet.training.full_validation import read_full_validations
@@ -126,6 +136,7 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
         num_iterations_per_epoch=finetuning.num_iterations_per_epoch,
         train_s=round(_training_seconds(output) - sum(look.seconds for look in looks), 1),
         peak_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        peak_gpu_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.max_memory_allocated() else None,
         weights_sha256=_sha256(workspace, run, name),
         epochs=tuple(EpochScore(epoch=look.epoch, dice=look.dice) for look in looks),
         scores=tuple(_scores(workspace, plan, split, run, output / "validation")),
@@ -147,7 +158,7 @@ def _training_seconds(output: Path) -> float:
 
     log = load_checkpoint(output / "checkpoint_final.pth")["logging"]
     pairs = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
-    return float(sum(end - start for start, end in pairs))
+    return round(float(sum(end - start for start, end in pairs)), 1)
 
 
 def _sha256(workspace: Workspace, run: Run, plans_name: str) -> str | None:

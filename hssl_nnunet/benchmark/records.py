@@ -73,6 +73,7 @@ class RunRecord:
         num_iterations_per_epoch: optimiser steps in an epoch.
         train_s: wall time of training in seconds.
         peak_gib: peak memory of the training process in GiB.
+        peak_gpu_gib: peak memory of its tensors on the GPU in GiB; null = none was used.
         weights_sha256: the weights it started from; null = none.
         epochs: test Dice along the training, ascending in epoch.
         scores: the final scores.
@@ -90,6 +91,7 @@ class RunRecord:
     weights_sha256: str | None
     epochs: tuple[EpochScore, ...]
     scores: tuple[CaseScore, ...]
+    peak_gpu_gib: float | None = None
 
     __pydantic_config__ = STRICT
 

@@ -24,7 +24,6 @@ from hssl_nnunet.transfer.weights_file import file_sha256
 from hssl_nnunet.versions import versions
 
 PLAN_FILE = "benchmark.json"
-NSD_TOLERANCE_MM = 1.0
 # what a later run in the same folder may not change; it may add datasets, budgets, arms and seeds
 FIXED = (
     "domains",
@@ -95,6 +94,7 @@ def plan_from_options(
     arms: Sequence[str],
     seeds: int,
     test_fraction: float,
+    nsd_tolerance_mm: float,
     patient_regex: Sequence[str],
     values_file: Path | None,
     device: str | None,
@@ -121,7 +121,7 @@ def plan_from_options(
         seeds=tuple(range(seeds)),
         test_fraction=test_fraction,
         patient_regex=tuple(patient_regex),
-        nsd_tolerance_mm=NSD_TOLERANCE_MM,
+        nsd_tolerance_mm=nsd_tolerance_mm,
         pretraining=values.get("pretraining", {}),
         finetuning=values.get("finetuning", {}),
         device=device,

@@ -48,6 +48,7 @@ def options(**changes: object) -> BenchmarkPlan:
         "arms": ["scratch", "hssl"],
         "seeds": 1,
         "test_fraction": 0.3,
+        "nsd_tolerance_mm": 1.0,
         "patient_regex": ["54=(.*)_"],
         "values_file": None,
         "device": "cpu",

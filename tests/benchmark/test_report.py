@@ -561,6 +561,12 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
     (tmp_path / "leakage.json").write_text(json.dumps({"single_domain": [f"{target}:case_1", f"{target}:case_2"]}))
     for name in ("pretrain/hssl", f"pretrain/single_domain/{target}"):
         JobTable(tmp_path).write(name, JobState(state="done", seconds=7200))
+    told = {
+        "seconds": 5400.0,
+        "weights": "hssl.safetensors",
+        "sha256": sha256,
+    }  # its epochs, however often it was stopped
+    (JobTable(tmp_path).folder("pretrain/hssl") / "pretraining.json").write_text(json.dumps(told))
     JobTable(tmp_path).write("pretrain/mae", JobState(state="failed"))
     write_record(tmp_path, run(target, "5%", "hssl", 0, weights_sha256=sha256))
     statuses: tuple[Any, ...] = ("exact", "exact", "adapted", "fresh", "exact")
@@ -578,7 +584,10 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
 
     content = read_content(tmp_path)
     assert content.facts.descriptions == {name: arm.description for name, arm in arms.items()}
-    assert pretrainings(content) == [("hssl", "2.0 h", "–", sha256), (f"single_domain, {target}", "2.0 h", "–", "–")]
+    assert pretrainings(content) == [
+        ("hssl", "90.0 min", "hssl.safetensors", sha256),
+        (f"single_domain, {target}", "2.0 h", "–", "–"),
+    ]
     assert content.facts.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
     assert [p.title for p in embeddings(content)] == ["hssl"]
     audits = {a.arm: (a.dataset, a.overlap, a.otherwise[:7]) for a in content.facts.leakage}

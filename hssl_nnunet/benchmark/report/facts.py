@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from hssl_nnunet.benchmark.job import PRETRAINING_FILE
 from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
 from hssl_nnunet.files import read_json
 from hssl_nnunet.plan_schema import parse
@@ -161,7 +162,9 @@ def _pretrainings(folder: Path) -> dict[str, Pretraining]:
     for path in sorted(root.rglob(STATE_FILE)):
         state = parse(JobState, read_json(path), path)
         if state.state == "done":
-            found[", ".join(path.parent.relative_to(root).parts)] = Pretraining(seconds=state.seconds)
+            told = path.parent / PRETRAINING_FILE
+            run = parse(Pretraining, read_json(told), told) if told.is_file() else Pretraining(seconds=state.seconds)
+            found[", ".join(path.parent.relative_to(root).parts)] = run
     return found
 
 

@@ -115,9 +115,10 @@ def _card(content: Content, choice: Choice, ours: RunRecord, theirs: RunRecord) 
 
 
 def _paths(folder: Path, files: CaseFiles, case: str, *records: RunRecord) -> tuple[Path, Path, Path, Path]:
+    truth = Path(files.truth)
+    name = truth.name if truth.name.startswith(case) else case + "".join(truth.suffixes)  # the dataset's file ending
     first, second = (
-        record_path(folder, r.dataset_name, r.budget, r.arm, r.seed).parent / "predictions" / f"{case}.nii.gz"
-        for r in records
+        record_path(folder, r.dataset_name, r.budget, r.arm, r.seed).parent / "predictions" / name for r in records
     )
     return folder / files.image, folder / files.truth, first, second
 
