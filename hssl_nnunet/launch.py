@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import add_trainers_to_environment, dataset_name, preprocessed_dir, results_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
+from hssl_nnunet.ranks import joined, under_torchrun
 
 if TYPE_CHECKING:
     import torch
@@ -223,11 +224,12 @@ def train(
     _check_plans(dataset, configuration, plans_name, needs_data=trainer != PRETRAIN_TRAINER)
     device = choose_device(device_name)
     _check_gpus(device, num_gpus)
+    _check_torchrun(trainer, num_gpus)
     set_threads(device)
     from nnunetv2.run.run_training import run_training
 
     folder = results_dir() / dataset / f"{trainer}__{plans_name}__{configuration}" / f"fold_{fold}"
-    with claimed(folder), _resumable(folder):
+    with joined(device) as rank, claimed(folder) if rank == 0 else nullcontext(), _resumable(folder):
         _refuse_to_overwrite(folder, continue_training)
         run_training(
             dataset,
@@ -283,6 +285,17 @@ def _check_gpus(device: torch.device, num_gpus: int) -> None:
     visible = torch.cuda.device_count() if device.type == "cuda" else 0
     if not 1 <= num_gpus <= visible:
         raise HSSLError(f"-num_gpus {num_gpus}, but {visible} GPUs are visible for -device {device.type}.")
+
+
+def _check_torchrun(trainer: str, num_gpus: int) -> None:
+    if not under_torchrun():
+        return
+    if trainer != PRETRAIN_TRAINER:
+        raise HSSLError(
+            "torchrun starts `hssl pretrain` alone; several GPUs fine-tune with `hssl finetune -num_gpus N`."
+        )
+    if num_gpus != 1:
+        raise HSSLError(f"-num_gpus {num_gpus} under torchrun: its --nproc_per_node says how many processes there are.")
 
 
 def _role(content: Any) -> str | None:

@@ -30,6 +30,7 @@ RANKS = {
     "files": 1,
     "versions": 1,
     "plan_schema": 2,
+    "ranks": 2,
     "losses": 3,
     "networks": 4,
     "corpus": 4,

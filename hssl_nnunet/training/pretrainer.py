@@ -24,6 +24,7 @@ from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.plan_schema import corpus_block
+from hssl_nnunet.ranks import own_device, under_torchrun
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.distributed import mean_over_ranks, rank_and_world
 from hssl_nnunet.training.monitor import PROBES, Monitor, no_probe
@@ -67,8 +68,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             HSSLError: the plans have no such block, or it is wrong.
         """
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if device.type == "cpu":
-            self.device = device  # under DDP nnU-Net takes for granted that there is a GPU
+        if device.type == "cpu" or under_torchrun():
+            self.device = own_device(device)  # under DDP nnU-Net takes the GPU of the global rank
         self.corpus = corpus_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
         self.plan = plan = self.corpus.pretraining
         self.num_epochs, self.save_every = plan.num_epochs, plan.save_every

@@ -1,0 +1,90 @@
+"""Processes that `torchrun` has started, on one machine or many: their group, their devices, and the loss of one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from hssl_nnunet.errors import HSSLError
+
+if TYPE_CHECKING:
+    import torch
+
+VARIABLE = "TORCHELASTIC_RUN_ID"  # set by torchrun alone; RANK and WORLD_SIZE are set by many
+
+
+def under_torchrun() -> bool:
+    """Whether `torchrun` has started this process."""
+    return VARIABLE in os.environ
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[int]:
+    """Join the process group of `torchrun`, and leave it at the end; without `torchrun` there is none.
+
+    A rank that is lost breaks the others' communication, or `torchrun` ends them: both become one message, on rank 0.
+
+    Args:
+        device: where this process trains; on `cuda` it takes the GPU of its local rank.
+
+    Yields:
+        The global rank; 0 without `torchrun`.
+
+    Raises:
+        HSSLError: a process of the group was lost.
+    """
+    if not under_torchrun():
+        yield 0
+        return
+    import torch
+    import torch.distributed as dist
+
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank, before = dist.get_rank(), signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield rank
+        dist.barrier()
+    except (RuntimeError, SystemExit) as error:
+        if isinstance(error, SystemExit) or _connection_was_lost(error):
+            raise _lost(rank) from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if sys.exc_info()[0] is None:  # a broken group would only wait for the lost one
+            dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: on `cuda` under `torchrun` the GPU of its rank on this machine."""
+    import torch
+
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if under_torchrun() and device.type == "cuda" else device
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _connection_was_lost(error: BaseException) -> bool:
+    """Whether an error is one of gloo's or NCCL's about a peer, and not one of the training."""
+    import torch.distributed as dist
+
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        hint in said for hint in ("connection closed by peer", "connection reset", "broken pipe", "gloo")
+    )
+
+
+def _lost(rank: int) -> HSSLError:
+    return HSSLError(
+        f"Rank {rank} of {os.environ['WORLD_SIZE']} has lost another process of this run, or was told to end; its "
+        "output or log says why. To go on from the last checkpoint, start the same `torchrun` command with --c. The "
+        "number of processes may change, as long as it divides `chunks_per_step`."
+    )
