@@ -19,6 +19,7 @@ from rich.markup import escape
 from typer.core import TyperCommand
 
 from hssl_nnunet import __version__
+from hssl_nnunet.cli_slurm import slurm_app
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, ENV_TRAINERS, plans_dir, trainers_dir
 
@@ -324,7 +325,12 @@ benchmark = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(benchmark, name="benchmark")
+app.add_typer(slurm_app, name="slurm")
 BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)]
+
+
+MinCases = Annotated[int, typer.Option("--min_cases", min=1, help="Labelled cases that a share never undercuts.")]
+Tolerance = Annotated[float, typer.Option("--nsd_tolerance_mm", min=0.0, help="Tolerance of the surface Dice in mm.")]
 
 
 @benchmark.command("run", cls=ListCommand, epilog="Example: hssl benchmark run -d 4 53 --budgets 5% 20% -o benchmark")
@@ -341,9 +347,7 @@ def benchmark_run(
     budgets: Annotated[
         list[str], typer.Option("--budgets", metavar="BUDGET...", help="Labelled cases: a share, 5%, or a number, 9.")
     ] = DEFAULT_BUDGETS,
-    min_cases: Annotated[
-        int, typer.Option("--min_cases", min=1, help="Labelled cases that a share never undercuts.")
-    ] = 1,
+    min_cases: MinCases = 1,
     arms: Annotated[
         list[str], typer.Option("--arms", metavar="ARM...", help="Arms; an unknown name lists the known ones.")
     ] = DEFAULT_ARMS,
@@ -353,9 +357,7 @@ def benchmark_run(
     test_fraction: Annotated[
         float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
     ] = 0.3,
-    nsd_tolerance_mm: Annotated[
-        float, typer.Option("--nsd_tolerance_mm", min=0.0, help="Tolerance of the surface Dice in mm.")
-    ] = 1.0,
+    nsd_tolerance_mm: Tolerance = 1.0,
     patient_regex: Annotated[
         list[str] | None,
         typer.Option("--patient_regex", metavar="DATASET=REGEX...", help="How a case's name tells the patient."),

@@ -42,7 +42,9 @@ RANKS = {
     "trainers": 7,
     "doctor": 8,
     "demo": 8,
-    "cli": 9,
+    "slurm": 8,
+    "cli_slurm": 9,
+    "cli": 10,
 }
 
 

@@ -1,0 +1,129 @@
+"""`hssl slurm`: our commands as SLURM scripts; what follows the options below is the command's own."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hssl_nnunet import slurm
+from hssl_nnunet.slurm import Allocation, Script
+
+slurm_app = typer.Typer(
+    help="Write sbatch scripts, and submit them with --submit.",
+    epilog='Example: hssl slurm pretrain --sbatch "--gres=gpu:4 --time=24:00:00" --processes 4 --submit 900',
+    no_args_is_help=True,
+)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+Sbatch = Annotated[
+    str,
+    typer.Option("--sbatch", metavar="OPTIONS", help='Options of sbatch, as one word: "--partition=gpu --mem=64G".'),
+]
+Folder = Annotated[Path, typer.Option("--scripts", metavar="DIR", help="Folder of scripts and logs.")]
+Submit = Annotated[bool, typer.Option("--submit", help="Submit them as well.")]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines.")]
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes on each, one a GPU.")]
+DEFAULT_FOLDER = Path("slurm")
+DEFAULT_FOLDS = ["0", "1", "2", "3", "4"]
+
+
+@slurm_app.command("pretrain", context_settings=PASSED_ON, epilog="Example: hssl slurm pretrain --submit 900")
+def pretrain(
+    ctx: typer.Context,
+    sbatch: Sbatch = "",
+    nodes: Nodes = 1,
+    processes: Processes = 1,
+    folder: Folder = DEFAULT_FOLDER,
+    submit: Submit = False,
+) -> None:
+    """Run hssl pretrain, through torchrun where there are several processes; queued again before the time limit."""
+    arguments = _checked(ctx, "pretrain", ctx.args)
+    _finish([slurm.pretraining(arguments, _allocation(sbatch, nodes, processes))], folder, submit)
+
+
+@slurm_app.command("finetune", context_settings=PASSED_ON, epilog="Example: hssl slurm finetune 4 3d_fullres 0 1 2 3 4")
+def finetune(ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_FOLDER, submit: Submit = False) -> None:
+    """Run hssl finetune, one fold a task of an array."""
+    script = slurm.finetuning(_at_least(ctx, 3, "DATASET CONFIGURATION FOLD..."), _allocation(sbatch))
+    for words in script.commands:
+        _checked(ctx, "finetune", words[2:])
+    _finish([script], folder, submit)
+
+
+@slurm_app.command(
+    "preprocess", context_settings=PASSED_ON, epilog="Example: hssl slurm preprocess -d 4 51 55 --preset default"
+)
+def preprocess(
+    ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_FOLDER, submit: Submit = False
+) -> None:
+    """Run hssl plan_and_preprocess, one dataset a task of an array."""
+    arguments = _checked(ctx, "plan_and_preprocess", ctx.args)
+    _finish([slurm.preprocessing(arguments, _allocation(sbatch))], folder, submit)
+
+
+@slurm_app.command(
+    "benchmark", context_settings=PASSED_ON, epilog="Example: hssl slurm benchmark --parts 8 -d 4 53 -o benchmark"
+)
+def benchmark(
+    ctx: typer.Context,
+    parts: Annotated[int, typer.Option("--parts", min=1, help="Tasks that share the jobs.")] = 8,
+    sbatch: Sbatch = "",
+    folder: Folder = DEFAULT_FOLDER,
+    submit: Submit = False,
+) -> None:
+    """Run hssl benchmark run, its jobs shared by the tasks of an array."""
+    arguments = _checked(ctx, "benchmark run", ctx.args)
+    _finish([slurm.benchmarking(arguments, parts, _allocation(sbatch))], folder, submit)
+
+
+@slurm_app.command("chain", epilog="Example: hssl slurm chain 900 -t 4 -t 53 --submit")
+def chain(
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.", show_default=False)],
+    targets: Annotated[
+        list[str], typer.Option("-t", metavar="DATASET", help="Targets, each with a -t.", show_default=False)
+    ],
+    folds: Annotated[list[str], typer.Option("-f", metavar="FOLD", help="Folds, each with a -f.")] = DEFAULT_FOLDS,
+    configuration: Annotated[str, typer.Option("-c", help="nnU-Net's configuration.")] = "3d_fullres",
+    plans_name: Annotated[str, typer.Option("-p", help="Plans of the targets.")] = "nnUNetPlans",
+    sbatch: Sbatch = "",
+    nodes: Nodes = 1,
+    processes: Processes = 1,
+    folder: Folder = DEFAULT_FOLDER,
+    submit: Submit = False,
+) -> None:
+    """Pretrain, seed every target, fine-tune its folds: three jobs, each after the one before."""
+    allocation = _allocation(sbatch, nodes, processes)
+    _finish(slurm.chain(corpus, targets, folds, configuration, plans_name, allocation), folder, submit)
+
+
+def _allocation(sbatch: str, nodes: int = 1, processes: int = 1) -> Allocation:
+    return Allocation(options=tuple(shlex.split(sbatch)), nodes=nodes, processes=processes)
+
+
+def _checked(ctx: typer.Context, name: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments, when the command would accept them: a wrong one must not wait in a queue to be found."""
+    command: Any = ctx.find_root().command
+    for word in name.split():
+        command = command.commands[word]
+    command.make_context(name, list(arguments), parent=ctx.find_root())
+    return list(arguments)
+
+
+def _at_least(ctx: typer.Context, count: int, what: str) -> list[str]:
+    if len(ctx.args) < count:
+        raise typer.BadParameter(f"expected {what}, got '{shlex.join(ctx.args)}'")
+    return list(ctx.args)
+
+
+def _finish(scripts: Sequence[Script], folder: Path, submit: bool) -> None:
+    paths = slurm.write_scripts(scripts, folder)
+    for path in paths:
+        print(f"Wrote {path}")
+    if submit:
+        for name, job in slurm.submit(scripts, paths).items():
+            print(f"Submitted {name}: job {job}")
+    else:
+        print(f"Next: {'sbatch ' + str(paths[0]) if len(paths) == 1 else 'bash ' + str(folder / 'submit.sh')}")

@@ -1,0 +1,248 @@
+"""SLURM scripts around our own commands: arrays, several nodes, requeueing with resume, chains of jobs.
+
+Nothing is scheduled here: a script is what `sbatch` reads, and can be edited before it is submitted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import written_whole
+from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, dataset_name, results_dir
+
+SECONDS_BEFORE_END = 180  # for the signal; a checkpoint is on disk at any time, so nothing has to be written then
+VARIABLES = (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS, "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
+RENDEZVOUS_PORT = 29500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allocation:
+    """What is asked of SLURM.
+
+    Attributes:
+        options: options of `sbatch`, such as `--partition=gpu` or `--gres=gpu:4`.
+        nodes: machines of one task.
+        processes: processes on each machine; more than one, or more than one node, start through `torchrun`.
+    """
+
+    options: tuple[str, ...] = ()
+    nodes: int = 1
+    processes: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Script:
+    """One job: a command, or an array with one command a task.
+
+    Attributes:
+        name: of the job, of its script and of its logs.
+        commands: words of the command of each task.
+        allocation: what it runs on.
+        after: names of scripts that must have ended well before.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    allocation: Allocation = field(default_factory=Allocation)
+    after: tuple[str, ...] = ()
+
+
+def pretraining(arguments: Sequence[str], allocation: Allocation) -> Script:
+    """`hssl pretrain ARGUMENTS`; it begins, and after a requeue goes on from its last checkpoint."""
+    command = ("hssl", "pretrain", *arguments, *_resuming(arguments))
+    return Script(name=f"pretrain_{arguments[0]}", commands=(command,), allocation=allocation)
+
+
+def finetuning(arguments: Sequence[str], allocation: Allocation) -> Script:
+    """`hssl finetune DATASET CONFIGURATION FOLD... OPTIONS`: an array with one fold a task.
+
+    Raises:
+        HSSLError: no fold is named.
+    """
+    named = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    (dataset, configuration), folds = arguments[:2], arguments[2:named]
+    if not folds:
+        raise HSSLError("Name at least one fold: hssl slurm finetune DATASET CONFIGURATION FOLD...")
+    options = (*arguments[named:], *_resuming(arguments))
+    commands = tuple(("hssl", "finetune", dataset, configuration, fold, *options) for fold in folds)
+    kind = "scratch" if "--scratch" in arguments else "finetune"
+    return Script(name=f"{kind}_{dataset}", commands=commands, allocation=allocation)
+
+
+def preprocessing(arguments: Sequence[str], allocation: Allocation) -> Script:
+    """`hssl plan_and_preprocess -d DATASET... OPTIONS`: an array with one dataset a task.
+
+    Raises:
+        HSSLError: no dataset is named.
+    """
+    if "-d" not in arguments:
+        raise HSSLError("Name at least one dataset: hssl slurm preprocess -d DATASET...")
+    begin = list(arguments).index("-d") + 1
+    end = next((i for i in range(begin, len(arguments)) if arguments[i].startswith("-")), len(arguments))
+    rest = (*arguments[: begin - 1], *arguments[end:])
+    commands = tuple(("hssl", "plan_and_preprocess", "-d", d, *rest) for d in arguments[begin:end])
+    return Script(name="preprocess", commands=commands, allocation=allocation)
+
+
+def benchmarking(arguments: Sequence[str], parts: int, allocation: Allocation) -> Script:
+    """`hssl benchmark run ARGUMENTS` as an array that shares the jobs; what a requeue interrupts goes on."""
+    shards = (f"{part}/{parts}" for part in range(1, parts + 1))
+    commands = tuple(("hssl", "benchmark", "run", *arguments, "--shard", shard) for shard in shards)
+    return Script(name="benchmark", commands=commands, allocation=allocation)
+
+
+def chain(
+    corpus: str, targets: Sequence[str], folds: Sequence[str], configuration: str, plans_name: str, alloc: Allocation
+) -> list[Script]:
+    """Pretrain, then seed every target, then fine-tune each fold of each: three jobs, each after the one before.
+
+    Args:
+        corpus: id or name of the corpus.
+        targets: ids or names of the targets.
+        folds: folds of each target.
+        configuration: nnU-Net's configuration, of corpus and targets.
+        plans_name: the targets' plans.
+        alloc: what every job runs on; seeding takes one process of one node.
+
+    Raises:
+        HSSLError: the corpus or a target does not exist.
+    """
+    name, names = dataset_name(corpus), [dataset_name(target) for target in targets]
+    run = f"{PRETRAIN_TRAINER}__{corpus_plans_name(name)}__{configuration}"
+    weights = str(results_dir() / name / run / "fold_all" / "hssl.safetensors")
+    first = pretraining([corpus, "-c", configuration], alloc)
+    single = Allocation(options=alloc.options)
+    seeds = [("hssl", "seed", "-d", n, "-w", weights, "-p", plans_name, "-c", configuration) for n in names]
+    seeding = Script(name=f"seed_{corpus}", commands=tuple(seeds), allocation=single, after=(first.name,))
+    tuning = [finetuning([n, configuration, *folds, "-p", f"{plans_name}_HSSL"], single).commands for n in names]
+    last = Script(name=f"finetune_{corpus}", commands=sum(tuning, ()), allocation=single, after=(seeding.name,))
+    return [first, seeding, last]
+
+
+def _resuming(arguments: Sequence[str]) -> tuple[str, ...]:
+    return () if "--c" in arguments else ("--c",)
+
+
+# ---------------------------------------------------------------- text
+
+
+def render(script: Script, folder: Path) -> str:
+    """The text of a script.
+
+    Args:
+        script: the job.
+        folder: where its logs go.
+    """
+    alloc, array = script.allocation, len(script.commands) > 1
+    options = [
+        f"--job-name=hssl_{script.name}",
+        f"--output={folder}/{script.name}_{'%A_%a' if array else '%j'}.log",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{SECONDS_BEFORE_END}",
+        f"--nodes={alloc.nodes}",
+        "--ntasks-per-node=1",
+        *([f"--array=0-{len(script.commands) - 1}"] if array else []),
+        *alloc.options,
+    ]
+    exports = {v: os.environ[v] for v in VARIABLES if v in os.environ}
+    cases = [f"{i}) set -- {shlex.join(_started(words, alloc))} ;;" for i, words in enumerate(script.commands)]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in options),
+        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+        "set -m  # the command gets a process group of its own, which can be ended as a whole",
+        "# SLURM sends USR1 before the time limit: the job is queued again and goes on from its last checkpoint",
+        "again() {",
+        '  echo "Time is nearly up: queued again."',
+        '  kill -TERM -- "-$pid"; wait "$pid"',
+        '  scontrol requeue "${job:-$SLURM_JOB_ID}"',
+        "}",
+        "trap again USR1",
+        *(['export HSSL_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if alloc.nodes > 1 else []),
+        "case ${SLURM_ARRAY_TASK_ID:-0} in",
+        *cases,
+        "esac",
+        'echo "$*"',
+        '"$@" &  # in the background, so that the trap runs at once',
+        "pid=$!",
+        'wait "$pid"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _started(words: Sequence[str], alloc: Allocation) -> list[str]:
+    """The command, through `torchrun` where it is more than one process."""
+    if alloc.nodes == alloc.processes == 1:
+        return list(words)
+    start = ["torchrun", f"--nproc_per_node={alloc.processes}"]
+    tail = [str(Path(sys.executable).parent / words[0]), *words[1:]]
+    if alloc.nodes == 1:
+        return [*start, "--standalone", *tail]
+    # the rank of a node and the first host are known inside the step alone
+    where = (
+        f'--nnodes={alloc.nodes} --node_rank="$SLURM_NODEID" --master_addr="$HSSL_HEAD" --master_port={RENDEZVOUS_PORT}'
+    )
+    return ["srun", "bash", "-c", f"exec {shlex.join(start)} {where} {shlex.join(tail)}"]
+
+
+def write_scripts(scripts: Sequence[Script], folder: Path) -> list[Path]:
+    """Write scripts and, where there are several, `submit.sh` with their order; earlier ones are replaced.
+
+    Raises:
+        HSSLError: the folder cannot be made.
+    """
+    folder = folder.resolve()
+    paths = []
+    for script in scripts:
+        path = folder / f"{script.name}.sbatch"
+        with written_whole(path) as temporary:
+            temporary.write_text(render(script, folder))
+        paths.append(path)
+    if len(scripts) > 1:
+        with written_whole(folder / "submit.sh") as temporary:
+            temporary.write_text(_in_order(scripts, folder))
+    return paths
+
+
+def _in_order(scripts: Sequence[Script], folder: Path) -> str:
+    lines = ["#!/bin/bash", "set -e"]
+    for script in scripts:
+        after = ":".join(f"${name}" for name in script.after)
+        words = ["sbatch", "--parsable", *([f"--dependency=afterok:{after}"] if after else [])]
+        lines.append(f"{script.name}=$({' '.join(words)} {shlex.quote(str(folder / f'{script.name}.sbatch'))})")
+        lines.append(f'echo "{script.name}: ${script.name}"')
+    return "\n".join(lines) + "\n"
+
+
+def submit(scripts: Sequence[Script], paths: Sequence[Path]) -> dict[str, str]:
+    """Submit scripts in order, each after those it waits for.
+
+    Returns:
+        Name -> id of the job.
+
+    Raises:
+        HSSLError: there is no `sbatch`, or it refuses a script.
+    """
+    if shutil.which("sbatch") is None:
+        raise HSSLError("sbatch was not found. Submit on a machine of the cluster, or leave --submit away.")
+    ids: dict[str, str] = {}
+    for script, path in zip(scripts, paths, strict=True):
+        after = [f"--dependency=afterok:{':'.join(ids[name] for name in script.after)}"] if script.after else []
+        done = subprocess.run(["sbatch", "--parsable", *after, str(path)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            queued = f" Already queued: {', '.join(ids.values())}." if ids else ""
+            raise HSSLError(f"sbatch refused {path}: {done.stderr.strip()}.{queued} Repair it, or change --sbatch.")
+        ids[script.name] = done.stdout.strip().partition(";")[0]
+    return ids

@@ -1,0 +1,116 @@
+"""`hssl slurm` against a real SLURM of one node: arrays, a requeue that resumes, a chain of jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from tiny_tasks import PLANS, PRETRAINING, TASKS, write_task
+
+from hssl_nnunet import slurm
+from hssl_nnunet.errors import HSSLError
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")]
+EPOCHS = 40
+Shell = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    if reason := slurm_cluster.why_not():
+        pytest.skip(reason)
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as variables:
+        yield variables
+
+
+@pytest.fixture
+def shell(cluster: dict[str, str]) -> Shell:
+    """Runs one of SLURM's commands."""
+
+    def call(*words: str) -> str:
+        return subprocess.run(words, env={**os.environ, **cluster}, capture_output=True, text=True, check=True).stdout
+
+    return call
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: int = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.3)
+
+
+def queued(shell: Shell) -> dict[str, str]:
+    """Name -> state of every job (or array) in the queue."""
+    lines = shell("squeue", "-h", "-o", "%j %T").split("\n")
+    return dict(line.split() for line in lines if line)
+
+
+def prepare(run: Callable[..., str], cluster: dict[str, str], environment: dict[str, str], folder: Path) -> None:
+    """Two tiny tasks as raw datasets."""
+    for number, (name, shape, spacing) in TASKS.items():
+        write_task(folder / f"Task{number}_{name}", shape, spacing)
+        run("hssl", "convert_msd", "-i", f"Task{number}_{name}")
+
+
+def lengthen(environment: dict[str, str]) -> None:
+    path = Path(environment["nnUNet_preprocessed"]) / "Dataset900_Corpus" / f"{PLANS}.json"
+    plans = json.loads(path.read_text())
+    plans["hssl"]["pretraining"].update({**PRETRAINING, "num_epochs": EPOCHS})
+    path.write_text(json.dumps(plans))
+    split = [{"train": ["case_0", "case_1", "case_2"], "val": ["case_3"]}]  # too few cases for nnU-Net's five folds
+    (path.parent.parent / "Dataset061_Ball" / "splits_final.json").write_text(json.dumps(split))
+
+
+def test_preprocessing_then_a_chain_whose_pretraining_is_requeued(
+    run: Callable[..., str], shell: Shell, cluster: dict[str, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    prepare(run, cluster, environment, tmp_path)
+    typed = ("-d", *TASKS, "--preset", "cpu", "-np", 1)
+    said = run("hssl", "slurm", "preprocess", "--submit", *typed, **cluster)
+    assert "Submitted preprocess: job" in said
+    wait_for("preprocessing", lambda: not queued(shell))
+    logs = sorted((tmp_path / "slurm").glob("preprocess_*.log"))
+    assert [log.name.rpartition("_")[2] for log in logs] == ["0.log", "1.log"]  # one dataset a task
+
+    run("hssl", "corpus", "-d", *TASKS, "-o", 900, "-p", PLANS, "-np", 1)
+    lengthen(environment)
+    chain = ("chain", 900, "-t", 61, "-f", 0, "-p", PLANS, "--submit")
+    jobs = dict(
+        line.removeprefix("Submitted ").split(": job ")
+        for line in run("hssl", "slurm", *chain, **cluster).splitlines()
+        if line.startswith("Submitted")
+    )
+    assert list(jobs) == ["pretrain_900", "seed_900", "finetune_900"]
+    assert queued(shell)["hssl_finetune_900"] == "PENDING"
+    results = Path(environment["nnUNet_results"])
+    wait_for("a checkpoint", lambda: list(results.rglob("checkpoint_latest.pth")))
+    shell("scancel", "--batch", "--signal=USR1", jobs["pretrain_900"])  # what SLURM sends before the time limit
+    wait_for("weights", lambda: list(results.rglob("hssl.safetensors")))
+    log = next((tmp_path / "slurm").glob("pretrain_900_*.log")).read_text()
+    assert "queued again" in log and log.count("hssl pretrain 900") == 2
+    assert log.count("Epoch time") < 2 * EPOCHS  # the second start went on where the first was stopped
+
+    seeded = Path(environment["nnUNet_preprocessed"]) / "Dataset061_Ball" / f"{PLANS}_HSSL.json"
+    wait_for("the seeded plans", seeded.is_file)
+    wait_for("fine-tuning", lambda: list(results.rglob("fold_0/transfer.json")))
+    shell("scancel", jobs["finetune_900"])
+    assert "pretrained weights" in next((tmp_path / "slurm").glob("finetune_900_*.log")).read_text()
+
+
+def test_what_sbatch_refuses_is_said(run: Callable[..., str], cluster: dict[str, str]) -> None:
+    said = run("hssl", "slurm", "preprocess", "--sbatch=--partition=nowhere", "--submit", "-d", 4, code=1, **cluster)
+    assert "sbatch refused" in said and "nowhere" in said
+
+
+def test_without_slurm_submitting_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(HSSLError, match="leave --submit away"):
+        slurm.submit([], [])
