@@ -19,7 +19,8 @@ from hssl_nnunet.errors import HSSLError
 GROUP = typer.main.get_command(cli.app)
 BENCHMARK = GROUP.commands["benchmark"]
 COMMANDS = sorted(GROUP.commands)
-HELPS = [(name,) for name in COMMANDS] + [("benchmark", name) for name in sorted(BENCHMARK.commands)]
+HELPS = [(name,) for name in COMMANDS]
+HELPS += [(group, name) for group in ("benchmark", "slurm") for name in sorted(GROUP.commands[group].commands)]
 RUN = [sys.executable, "-c", "from hssl_nnunet.cli import main; main()"]
 
 
@@ -27,8 +28,8 @@ def parsed(line: str) -> dict[str, object]:
     """What a command receives for a command line, without running it."""
     name, *args = shlex.split(line)
     group = GROUP
-    if name == "benchmark":
-        group, (name, *args) = BENCHMARK, args
+    if name in ("benchmark", "slurm"):
+        group, (name, *args) = GROUP.commands[name], args
     return group.commands[name].make_context(name, args).params
 
 
@@ -40,7 +41,9 @@ def failure(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 
 def test_the_commands_are_those_of_the_manual():
     assert sorted(BENCHMARK.commands) == ["report", "run", "status"]
-    known = "convert_msd plan_and_preprocess corpus pretrain seed finetune export inspect doctor paths demo benchmark"
+    known = (
+        "convert_msd plan_and_preprocess corpus pretrain seed finetune export inspect doctor paths demo benchmark slurm"
+    )
     assert COMMANDS == sorted(known.split())
 
 

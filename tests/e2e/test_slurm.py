@@ -18,7 +18,7 @@ from hssl_nnunet import slurm
 from hssl_nnunet.errors import HSSLError
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")]
-EPOCHS = 40
+EPOCHS = 24
 Shell = Callable[..., str]
 
 
