@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.versions import versions
+from hssl_nnunet.versions import cpu_model, versions
 
 BIN = Path(sys.executable).parent
 
@@ -81,9 +81,8 @@ def pss_gib(pid: int) -> float:
 
 
 def about() -> dict[str, object]:
-    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
     return {
-        "cpu": cpu.split(":")[-1].strip(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),

@@ -27,7 +27,7 @@ from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, preset_of_plans, to_json
 from hssl_nnunet.training.precision import describe
-from hssl_nnunet.versions import versions
+from hssl_nnunet.versions import cpu_model, versions
 
 set_environment()
 os.environ["nnUNet_results"] = tempfile.mkdtemp()
@@ -46,7 +46,7 @@ def main() -> None:
         "command": f"python benchmarks/step.py {args.dataset} -p {args.plans}",
         "versions": versions(),
         "threads": args.threads,
-        "cpu": next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "cpu": cpu_model(),
         "step": step_times(name, args.plans, args.steps),
         "curves": curves(name, args.plans, args.curve_steps),
     }

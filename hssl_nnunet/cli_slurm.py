@@ -40,8 +40,8 @@ def pretrain(
     submit: Submit = False,
 ) -> None:
     """Run hssl pretrain, through torchrun where there are several processes; queued again before the time limit."""
-    arguments = _checked(ctx, "pretrain", ctx.args)
-    _finish([slurm.pretraining(arguments, _allocation(sbatch, nodes, processes))], folder, submit)
+    corpus = _checked(ctx, "pretrain", ctx.args)["dataset"]
+    _finish([slurm.pretraining(corpus, ctx.args, _allocation(sbatch, nodes, processes))], folder, submit)
 
 
 @slurm_app.command("finetune", context_settings=PASSED_ON, epilog="Example: hssl slurm finetune 4 3d_fullres 0 1 2 3 4")
@@ -60,8 +60,8 @@ def preprocess(
     ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_FOLDER, submit: Submit = False
 ) -> None:
     """Run hssl plan_and_preprocess, one dataset a task of an array."""
-    arguments = _checked(ctx, "plan_and_preprocess", ctx.args)
-    _finish([slurm.preprocessing(arguments, _allocation(sbatch))], folder, submit)
+    _checked(ctx, "plan_and_preprocess", ctx.args)
+    _finish([slurm.preprocessing(ctx.args, _allocation(sbatch))], folder, submit)
 
 
 @slurm_app.command(
@@ -75,8 +75,8 @@ def benchmark(
     submit: Submit = False,
 ) -> None:
     """Run hssl benchmark run, its jobs shared by the tasks of an array."""
-    arguments = _checked(ctx, "benchmark run", ctx.args)
-    _finish([slurm.benchmarking(arguments, parts, _allocation(sbatch))], folder, submit)
+    _checked(ctx, "benchmark run", ctx.args)
+    _finish([slurm.benchmarking(ctx.args, parts, _allocation(sbatch))], folder, submit)
 
 
 @slurm_app.command("chain", epilog="Example: hssl slurm chain 900 -t 4 -t 53 --submit")
@@ -103,13 +103,13 @@ def _allocation(sbatch: str, nodes: int = 1, processes: int = 1) -> Allocation:
     return Allocation(options=tuple(shlex.split(sbatch)), nodes=nodes, processes=processes)
 
 
-def _checked(ctx: typer.Context, name: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments, when the command would accept them: a wrong one must not wait in a queue to be found."""
+def _checked(ctx: typer.Context, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What the command makes of the arguments, if it accepts them: a wrong one must not wait in a queue to be found."""
     command: Any = ctx.find_root().command
     for word in name.split():
         command = command.commands[word]
-    command.make_context(name, list(arguments), parent=ctx.find_root())
-    return list(arguments)
+    parameters: dict[str, Any] = command.make_context(name, list(arguments), parent=ctx.find_root()).params
+    return parameters
 
 
 def _at_least(ctx: typer.Context, count: int, what: str) -> list[str]:

@@ -27,7 +27,8 @@ def under_torchrun() -> bool:
 def joined(device: torch.device) -> Iterator[int]:
     """Join the process group of `torchrun`, and leave it at the end; without `torchrun` there is none.
 
-    A rank that is lost breaks the others' communication, or `torchrun` ends them: both become one message, on rank 0.
+    A rank that is lost breaks the others' communication, or `torchrun` ends them: for each that is left both become one
+    message.
 
     Args:
         device: where this process trains; on `cuda` it takes the GPU of its local rank.

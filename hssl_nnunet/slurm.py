@@ -56,10 +56,10 @@ class Script:
     after: tuple[str, ...] = ()
 
 
-def pretraining(arguments: Sequence[str], allocation: Allocation) -> Script:
-    """`hssl pretrain ARGUMENTS`; it begins, and after a requeue goes on from its last checkpoint."""
+def pretraining(corpus: str, arguments: Sequence[str], allocation: Allocation) -> Script:
+    """`hssl pretrain ARGUMENTS`, which name the corpus; after a requeue it goes on from its last checkpoint."""
     command = ("hssl", "pretrain", *arguments, *_resuming(arguments))
-    return Script(name=f"pretrain_{arguments[0]}", commands=(command,), allocation=allocation)
+    return Script(name=f"pretrain_{corpus}", commands=(command,), allocation=allocation)
 
 
 def finetuning(arguments: Sequence[str], allocation: Allocation) -> Script:
@@ -84,12 +84,18 @@ def preprocessing(arguments: Sequence[str], allocation: Allocation) -> Script:
     Raises:
         HSSLError: no dataset is named.
     """
-    if "-d" not in arguments:
+    datasets: list[str] = []
+    rest: list[str] = []
+    flag = ""
+    for word in arguments:
+        flag = word if word.startswith("-") else flag
+        if flag != "-d":
+            rest.append(word)
+        elif word != "-d":
+            datasets.append(word)
+    if not datasets:
         raise HSSLError("Name at least one dataset: hssl slurm preprocess -d DATASET...")
-    begin = list(arguments).index("-d") + 1
-    end = next((i for i in range(begin, len(arguments)) if arguments[i].startswith("-")), len(arguments))
-    rest = (*arguments[: begin - 1], *arguments[end:])
-    commands = tuple(("hssl", "plan_and_preprocess", "-d", d, *rest) for d in arguments[begin:end])
+    commands = tuple(("hssl", "plan_and_preprocess", "-d", dataset, *rest) for dataset in datasets)
     return Script(name="preprocess", commands=commands, allocation=allocation)
 
 
@@ -119,7 +125,7 @@ def chain(
     name, names = dataset_name(corpus), [dataset_name(target) for target in targets]
     run = f"{PRETRAIN_TRAINER}__{corpus_plans_name(name)}__{configuration}"
     weights = str(results_dir() / name / run / "fold_all" / "hssl.safetensors")
-    first = pretraining([corpus, "-c", configuration], alloc)
+    first = pretraining(corpus, [corpus, "-c", configuration], alloc)
     single = Allocation(options=alloc.options)
     seeds = [("hssl", "seed", "-d", n, "-w", weights, "-p", plans_name, "-c", configuration) for n in names]
     seeding = Script(name=f"seed_{corpus}", commands=tuple(seeds), allocation=single, after=(first.name,))

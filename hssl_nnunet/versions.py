@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 PACKAGES = (
     "hssl_nnunet",
@@ -23,6 +24,14 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """Package -> version, Python included; `not installed` where a package is missing."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def cpu_model() -> str:
+    """Name of the processor, from Linux' `/proc/cpuinfo` where there is one."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str:

@@ -50,6 +50,10 @@ def test_folds_and_datasets_become_tasks() -> None:
         "hssl plan_and_preprocess -d 4 --preset cpu -np 2",
         "hssl plan_and_preprocess -d 51 --preset cpu -np 2",
     ]
+    assert tasks(slurm.preprocessing(["-d", "4", "-np", "2", "-d", "51"], Allocation())) == [
+        "hssl plan_and_preprocess -d 4 -np 2",
+        "hssl plan_and_preprocess -d 51 -np 2",
+    ]
     assert tasks(slurm.benchmarking(["-d", "4", "-o", "b"], 2, Allocation())) == [
         "hssl benchmark run -d 4 -o b --shard 1/2",
         "hssl benchmark run -d 4 -o b --shard 2/2",
@@ -72,7 +76,7 @@ def test_a_task_runs_its_own_command_and_the_script_ends_as_it_does(tmp_path: Pa
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_several_nodes_meet_at_the_first_one(tmp_path: Path) -> None:
-    text = slurm.render(slurm.pretraining(["900"], Allocation(nodes=2, processes=4)), tmp_path)
+    text = slurm.render(slurm.pretraining("900", ["900"], Allocation(nodes=2, processes=4)), tmp_path)
     programs = {
         "scontrol": "printf 'n1\\nn2\\n'",
         "srun": 'SLURM_NODEID=1 "$@"',
@@ -81,8 +85,15 @@ def test_several_nodes_meet_at_the_first_one(tmp_path: Path) -> None:
     said = run_as_task(text, tmp_path, 0, **programs)
     assert "torchrun: --nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=n1 --master_port=29500" in said
     assert f"{Path(sys.executable).parent / 'hssl'} pretrain 900 --c" in said
-    single = slurm.render(slurm.pretraining(["900"], Allocation(processes=2)), tmp_path)
+    single = slurm.render(slurm.pretraining("900", ["900"], Allocation(processes=2)), tmp_path)
     assert "torchrun --nproc_per_node=2 --standalone" in single and "srun" not in single
+
+
+def test_options_may_come_before_the_corpus(tmp_path: Path) -> None:
+    typed = ["slurm", "pretrain", "--scripts", str(tmp_path), "-c", "3d_lowres", "900"]
+    result = CliRunner().invoke(app, typed)
+    assert result.exit_code == 0, result.output
+    assert "hssl pretrain -c 3d_lowres 900 --c" in (tmp_path / "pretrain_900.sbatch").read_text()
 
 
 @pytest.mark.parametrize(

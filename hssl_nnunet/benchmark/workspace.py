@@ -21,7 +21,7 @@ from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, dataset_name
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, FinetuningPlan, TargetBlock, parse, to_json
 from hssl_nnunet.transfer.weights_file import file_sha256
-from hssl_nnunet.versions import versions
+from hssl_nnunet.versions import cpu_model, versions
 
 PLAN_FILE = "benchmark.json"
 # what a later run in the same folder may not change; it may add datasets, budgets, arms and seeds
@@ -125,7 +125,7 @@ def plan_from_options(
         pretraining=values.get("pretraining", {}),
         finetuning=values.get("finetuning", {}),
         device=device,
-        about={"versions": versions(), "cores": os.cpu_count(), "platform": platform.platform()},
+        about={"versions": versions(), "cpu": cpu_model(), "cores": os.cpu_count(), "platform": platform.platform()},
     )
 
 

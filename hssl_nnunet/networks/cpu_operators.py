@@ -5,7 +5,7 @@ Two things are wrong with the ones that torch chooses there:
 * oneDNN's bf16 gradients of 3D convolution kernels are wrong for many shapes, at times by memory that nobody wrote, and
   crash on some (`benchmarks/cpu_bf16.py`; torch 2.14 and 2.15). Its outputs, its gradients of the image, and its 2D
   gradients are right, and a 3D gradient is a sum of 2D ones over slices.
-* Instance norm lays a channels-last image out anew three times in a step. Batch norm does not, and on one image at a
+* Instance norm lays a channels-last image out anew, forward and backward. Batch norm does not, and on one image at a
   time the two are the same.
 """
 

@@ -88,6 +88,7 @@ def test_an_overlap_is_found_by_case_by_patient_and_by_content() -> None:
 
 def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "bench")
+    assert plan.about["cpu"] and plan.about["cores"]
     workspace.check_plan(plan)
     workspace.write_plan(plan)
     workspace.check_plan(options(seeds=3, budgets=["5%", "20%"], arms=["scratch", "hssl", "mae"], device=None))

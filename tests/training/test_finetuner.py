@@ -27,6 +27,7 @@ from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
 from hssl_nnunet.training.finetuner import HSSLFinetuner
 from hssl_nnunet.training.precision import compute_dtype
+from hssl_nnunet.training.vanilla import HSSLVanilla
 from hssl_nnunet.transfer.export import load_checkpoint
 from hssl_nnunet.transfer.seeding import seed_target
 from hssl_nnunet.transfer.selection import selected_state
@@ -197,6 +198,14 @@ def test_the_control_differs_in_its_weights_alone(target: Any, weights: Path) ->
     heads = [name for name in starts[0] if "seg_layers" in name]
     assert heads and all(torch.equal(starts[0][name], starts[1][name]) for name in heads)
     assert not (Path(scratch.output_folder) / "transfer.json").exists()
+
+
+@pytest.mark.parametrize("kind", [HSSLFinetuner, Scratch, HSSLVanilla])
+def test_predictions_are_mirrored_as_planned_and_training_always(target: Any, kind: Any) -> None:
+    for planned, axes in ((True, (0, 1, 2)), (False, None)):
+        trainer = target(kind, use_mirroring=planned)
+        *_, mirrored_in_training = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        assert (trainer.inference_allowed_mirroring_axes, mirrored_in_training) == (axes, (0, 1, 2))
 
 
 def test_seeded_and_scratch_have_peaks_of_their_own(target: Any) -> None:
