@@ -357,6 +357,9 @@ def benchmark_run(
     test_fraction: Annotated[
         float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
     ] = 0.3,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Score validation cases instead; the test cases stay untouched.")
+    ] = False,
     nsd_tolerance_mm: Tolerance = 1.0,
     patient_regex: Annotated[
         list[str] | None,
@@ -364,7 +367,7 @@ def benchmark_run(
     ] = None,
     values: Annotated[
         Path | None,
-        typer.Option("--values", metavar="FILE", help='JSON: {"pretraining": {...}, "finetuning": {...}}.'),
+        typer.Option("--values", metavar="FILE", help='JSON: {"pretraining": {}, "finetuning": {}, "arms": {}}.'),
     ] = None,
     device: Device = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs at a time.")] = 1,
@@ -388,6 +391,7 @@ def benchmark_run(
         arms=[*arms, *(f"external:{path}" for path in weights or ())],
         seeds=seeds,
         test_fraction=test_fraction,
+        tune=tune,
         nsd_tolerance_mm=nsd_tolerance_mm,
         patient_regex=patient_regex or (),
         values_file=values,

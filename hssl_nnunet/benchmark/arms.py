@@ -58,18 +58,29 @@ def known_arms() -> dict[str, Arm]:
     return parse(dict[str, Arm], read_json(path), path)
 
 
-def chosen_arms(names: Sequence[str]) -> dict[str, Arm]:
+def chosen_arms(names: Sequence[str], own: Mapping[str, Arm]) -> dict[str, Arm]:
     """Arms by name; `external:PATH` is any weights file, fine-tuned like the others, and called `external_<stem>`.
 
+    Args:
+        names: the arms, as typed.
+        own: arms of the user's own, beside those that ship.
+
     Raises:
-        HSSLError: an unknown name, a name twice, or an external file that is missing.
+        HSSLError: an unknown name, a name twice, an own arm of a known name, an arm without the arm whose weights it
+            takes, or an external file that is missing.
     """
     known, arms = known_arms(), dict[str, Arm]()
+    if taken := sorted(own.keys() & known.keys()):
+        raise HSSLError(f"Arms of your own must have new names; {', '.join(taken)} ship with hssl.")
+    known |= own
     for text in names:
         name, arm = _external(text) if text.startswith(EXTERNAL) else (text, _known(text, known))
         if name in arms:
             raise HSSLError(f"Two arms are called {name}. Name each once; rename one of two files of the same name.")
         arms[name] = arm
+    for name, arm in arms.items():
+        if arm.weights_of is not None and arm.weights_of not in arms:
+            raise HSSLError(f"Arm {name} takes the weights of {arm.weights_of}: name {arm.weights_of} in `--arms` too.")
     return arms
 
 

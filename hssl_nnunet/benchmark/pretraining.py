@@ -112,11 +112,11 @@ def _exclusions(
 
 
 def excluded_cases(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], domains: tuple[str, ...]) -> list[str]:
-    """Cases of the domains that show a patient who tests any of these targets, as `Dataset:case`.
+    """Cases of the domains that show a patient who tests any of these targets, or is left untouched; `Dataset:case`.
 
     By patient and over all domains, for one person may be in several; the target itself need not be a domain.
     """
-    test = {split.patients[case] for split in splits.values() for case in split.test}
+    test = {split.patients[case] for split in splits.values() for case in (*split.test, *split.untouched)}
     patterns = parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
     return [
         f"{name}:{case.name}"

@@ -66,7 +66,7 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     for name in dict.fromkeys((*plan.datasets, *plan.domains)):
         workspace.link(preprocessed_dir() / name)
     cases = {name: labelled_cases(workspace, plan, name) for name in plan.datasets}
-    splits = fixed_splits(workspace.folder, cases, plan.test_fraction, plan.seeds)
+    splits = fixed_splits(workspace.folder, cases, plan.test_fraction, plan.seeds, plan.tune)
     folds = workspace.folds(plan)
     for name in plan.datasets:
         workspace.write_folds(name, splits[name], folds, plan.min_cases)

@@ -46,11 +46,13 @@ class DatasetSplit:
         test: the test cases, sorted.
         patients: case -> patient, of every case.
         order: seed -> the remaining cases in the order in which budgets take them: a budget of n takes the first n.
+        untouched: where values are tuned, the cases that test otherwise: neither trained on nor looked at.
     """
 
     test: tuple[str, ...]
     patients: dict[str, str]
     order: dict[int, tuple[str, ...]]
+    untouched: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -86,7 +88,9 @@ def budget_cases(budget: str, available: int, min_cases: int = 1) -> int:
     raise HSSLError(f"Budget {budget!r}: expected a number of cases such as 9, or a share such as 5%.")
 
 
-def make_split(cases: Sequence[CaseInfo], test_fraction: float, seeds: Sequence[int]) -> DatasetSplit:
+def make_split(
+    cases: Sequence[CaseInfo], test_fraction: float, seeds: Sequence[int], tune: bool = False
+) -> DatasetSplit:
     """Draw the test set and, for each seed, the order of the other cases.
 
     All cases of a patient are on one side, and next to each other in an order. Each order begins with cases that
@@ -96,21 +100,32 @@ def make_split(cases: Sequence[CaseInfo], test_fraction: float, seeds: Sequence[
         cases: every labelled case of the dataset.
         test_fraction: share of the patients that test; at least one, and at least one is left.
         seeds: seeds of the orders.
+        tune: leave the test set untouched and draw another from the rest, of the same share, to score instead.
 
     Raises:
-        HSSLError: fewer than two patients.
+        HSSLError: fewer than two patients, or three where values are tuned.
     """
-    patients = sorted({c.patient for c in cases})
-    if len(patients) < 2:
-        raise HSSLError(f"A benchmark needs at least two patients, got {len(patients)}. Check `--patient_regex`.")
-    count = min(max(1, round(test_fraction * len(patients))), len(patients) - 1)
-    test = set(np.random.default_rng(TEST_SEED).permutation(patients)[:count].tolist())
+    test = _drawn_patients(cases, test_fraction)
+    if tune:
+        split = make_split([c for c in cases if c.patient not in test], test_fraction, seeds)
+        patients = {c.case: c.patient for c in sorted(cases, key=lambda c: c.case)}
+        return replace(split, patients=patients, untouched=tuple(sorted(c.case for c in cases if c.patient in test)))
     rest = [c for c in cases if c.patient not in test]
     return DatasetSplit(
         test=tuple(sorted(c.case for c in cases if c.patient in test)),
         patients={c.case: c.patient for c in sorted(cases, key=lambda c: c.case)},
         order={seed: tuple(c.case for c in training_order(rest, seed)) for seed in seeds},
     )
+
+
+def _drawn_patients(cases: Sequence[CaseInfo], fraction: float) -> set[str]:
+    patients = sorted({c.patient for c in cases})
+    if len(patients) < 2:
+        raise HSSLError(
+            f"A benchmark needs at least two patients, three to tune; got {len(patients)}. Check `--patient_regex`."
+        )
+    count = min(max(1, round(fraction * len(patients))), len(patients) - 1)
+    return set(np.random.default_rng(TEST_SEED).permutation(patients)[:count].tolist())
 
 
 def training_order(cases: Sequence[CaseInfo], seed: int) -> list[CaseInfo]:
@@ -137,7 +152,11 @@ def _covering(cases: Sequence[CaseInfo]) -> list[CaseInfo]:
 
 
 def fixed_splits(
-    folder: Path, cases: Mapping[str, Sequence[CaseInfo]], test_fraction: float, seeds: Sequence[int]
+    folder: Path,
+    cases: Mapping[str, Sequence[CaseInfo]],
+    test_fraction: float,
+    seeds: Sequence[int],
+    tune: bool = False,
 ) -> dict[str, DatasetSplit]:
     """Splits of a benchmark: those in its folder, completed by datasets and seeds that it lacks.
 
@@ -146,6 +165,7 @@ def fixed_splits(
         cases: dataset name -> its labelled cases.
         test_fraction: share of patients that test, for datasets that are new.
         seeds: seeds that are needed.
+        tune: whether datasets that are new score validation cases, as `make_split`.
 
     Raises:
         HSSLError: a test case of the file is gone, or a case has come that the file does not know.
@@ -154,11 +174,11 @@ def fixed_splits(
     splits = read_splits(folder) if path.is_file() else {}
     for dataset_name, infos in cases.items():
         if dataset_name not in splits:
-            splits[dataset_name] = make_split(infos, test_fraction, seeds)
+            splits[dataset_name] = make_split(infos, test_fraction, seeds, tune)
             continue
         split = splits[dataset_name]
         _check_cases(split, infos, dataset_name, path)
-        rest = [c for c in infos if c.case not in split.test]
+        rest = [c for c in infos if c.case not in {*split.test, *split.untouched}]
         new = {s: tuple(c.case for c in training_order(rest, s)) for s in seeds if s not in split.order}
         splits[dataset_name] = replace(split, order={**split.order, **new})
     write_json(path, {name: to_json(split) for name, split in splits.items()})

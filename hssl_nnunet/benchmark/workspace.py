@@ -30,6 +30,7 @@ FIXED = (
     "configuration",
     "plans_name",
     "test_fraction",
+    "tune",
     "patient_regex",
     "nsd_tolerance_mm",
     "min_cases",
@@ -54,6 +55,7 @@ class BenchmarkPlan:
         arms: the arms, by name.
         seeds: seeds of the fine-tuning runs: labelled cases and start.
         test_fraction: share of patients that test.
+        tune: whether validation cases are scored, drawn from the rest, and the test cases left untouched.
         patient_regex: how a case's name tells the patient, as for `hssl corpus`.
         nsd_tolerance_mm: tolerance of the normalised surface Dice in mm.
         pretraining: pretraining values that differ from the preset's, for every arm.
@@ -72,6 +74,7 @@ class BenchmarkPlan:
     arms: dict[str, Arm]
     seeds: tuple[int, ...]
     test_fraction: float
+    tune: bool = False
     patient_regex: tuple[str, ...]
     nsd_tolerance_mm: float
     pretraining: dict[str, object]
@@ -94,6 +97,7 @@ def plan_from_options(
     arms: Sequence[str],
     seeds: int,
     test_fraction: float,
+    tune: bool,
     nsd_tolerance_mm: float,
     patient_regex: Sequence[str],
     values_file: Path | None,
@@ -107,8 +111,9 @@ def plan_from_options(
     for budget in budgets:
         budget_cases(budget, 1)
     values = read_json(values_file) if values_file else {}
-    if unknown := sorted(values.keys() - {"pretraining", "finetuning"}):
-        raise HSSLError(f"{values_file}: unknown keys {', '.join(unknown)}; known: pretraining, finetuning.")
+    if unknown := sorted(values.keys() - {"pretraining", "finetuning", "arms"}):
+        raise HSSLError(f"{values_file}: unknown keys {', '.join(unknown)}; known: pretraining, finetuning, arms.")
+    own = parse(dict[str, Arm], values.get("arms", {}), f"`arms` of {values_file}")
     return BenchmarkPlan(
         command=command,
         datasets=tuple(dataset_name(d) for d in datasets),
@@ -117,9 +122,10 @@ def plan_from_options(
         plans_name=plans_name,
         budgets=tuple(dict.fromkeys(budgets)),
         min_cases=min_cases,
-        arms=chosen_arms(arms),
+        arms=chosen_arms(arms, own),
         seeds=tuple(range(seeds)),
         test_fraction=test_fraction,
+        tune=tune,
         patient_regex=tuple(patient_regex),
         nsd_tolerance_mm=nsd_tolerance_mm,
         pretraining=values.get("pretraining", {}),

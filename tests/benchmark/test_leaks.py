@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from hssl_nnunet.benchmark.job import pretraining_job
 from hssl_nnunet.benchmark.leakage import overlap
 from hssl_nnunet.benchmark.pretraining import excluded_cases
 from hssl_nnunet.benchmark.splits import DatasetSplit
@@ -48,6 +50,7 @@ def options(**changes: object) -> BenchmarkPlan:
         "arms": ["scratch", "hssl"],
         "seeds": 1,
         "test_fraction": 0.3,
+        "tune": False,
         "nsd_tolerance_mm": 1.0,
         "patient_regex": ["54=(.*)_"],
         "values_file": None,
@@ -65,6 +68,12 @@ def test_a_test_patient_is_left_out_of_domains_that_are_no_targets(plan: Benchma
 def test_patients_of_several_cases_go_whole(plan: BenchmarkPlan) -> None:
     splits = {CINE: split(["A_1"], ["B_1"], {"A_1": "A", "B_1": "B"})}
     assert excluded_cases(plan, splits, (CINE,)) == [f"{CINE}:A_1", f"{CINE}:A_2"]
+
+
+def test_the_test_patients_stay_out_of_a_tuning_too(plan: BenchmarkPlan) -> None:
+    tuning = replace(split(["S2"], [], {"S1": "S1", "S2": "S2", "S4": "S4"}), untouched=("S1", "S4"))
+    assert excluded_cases(plan, {PET: tuning}, (MR,)) == [f"{MR}:S1", f"{MR}:S2"]
+    assert excluded_cases(plan, {PET: tuning}, (PET,)) == [f"{PET}:S1", f"{PET}:S2", f"{PET}:S4"]
 
 
 def test_nothing_is_excluded_where_no_domain_shows_a_test_patient(plan: BenchmarkPlan) -> None:
@@ -100,6 +109,7 @@ def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path)
         ({"values_file": tmp_path / "values.json"}, "finetuning"),
         ({"domains": [MR]}, "domains"),
         ({"min_cases": 3}, "min_cases"),
+        ({"tune": True}, "tune"),
         ({"plans_name": "nnUNetCPUPlans"}, "plans_name"),
     ):
         with pytest.raises(HSSLError, match=f"{named} was .*-o"):
@@ -112,3 +122,24 @@ def test_two_weights_files_of_one_name_are_told_apart_by_the_user(plan: Benchmar
         (tmp_path / folder / "hssl.safetensors").touch()
     with pytest.raises(HSSLError, match="rename"):
         options(arms=[f"external:{tmp_path / folder / 'hssl.safetensors'}" for folder in "ab"])
+
+
+def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+
+    def chosen(arms: list[str], own: dict[str, object]) -> BenchmarkPlan:
+        path.write_text(json.dumps({"arms": own}))
+        return options(arms=arms, values_file=path)
+
+    low = {"description": "low rate", "weights_of": "hssl", "finetuning": {"initial_lr": 1e-4}}
+    own = chosen(["hssl", "low"], {"low": low}).arms["low"]
+    assert own.seeded and own.finetuning == {"initial_lr": 1e-4}
+    assert pretraining_job(chosen(["hssl", "low"], {"low": low}), "low", PET) == "pretrain/hssl"
+    for arms, added, said in (
+        (["low"], {"low": low}, "name hssl in"),
+        (["hssl"], {"hssl": low}, "hssl ship with hssl"),
+        (["high"], {"low": low}, "low"),
+        (["low"], {"low": {"descriptio": "x"}}, "values.json"),
+    ):
+        with pytest.raises(HSSLError, match=said):
+            chosen(arms, added)

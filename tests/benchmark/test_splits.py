@@ -92,6 +92,18 @@ def test_one_patient_cannot_be_split() -> None:
         make_split(cases(1), 0.3, [0])
 
 
+def test_tuning_scores_other_cases_and_leaves_the_test_set_alone(tmp_path: Path) -> None:
+    final, tuning = make_split(cases(20), 0.3, [0, 1]), make_split(cases(20), 0.3, [0, 1], tune=True)
+    assert tuning.untouched == final.test and tuning.patients == final.patients
+    for order in tuning.order.values():
+        groups = [set(tuning.untouched), set(tuning.test), set(order)]
+        assert sorted(map(len, groups)) == [8, 12, 20]
+        assert set.union(*groups) == set(final.patients)
+    again = fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0, 1], tune=True)
+    grown = fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0, 1, 2], tune=True)
+    assert again["A"] == tuning and set(grown["A"].order[2]) == set(tuning.order[0])
+
+
 def test_what_is_written_never_changes(tmp_path: Path) -> None:
     first = fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0])
     text = (tmp_path / SPLITS_FILE).read_text()

@@ -24,6 +24,7 @@ SETTINGS = (
     "device",
     "domains",
     "test_fraction",
+    "tune",
     "min_cases",
     "patient_regex",
     "nsd_tolerance_mm",
