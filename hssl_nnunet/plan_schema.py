@@ -107,6 +107,8 @@ class PretrainingPlan:
         gradient_clip: largest norm of the gradient.
         embedding_width: width of `h`, the pooled features.
         projection_width: width of `z`, on which NT-Xent works.
+        checkpointing: activations kept for the backward pass: all (`none`), or those of one `chunk` or one `image` at a
+            time, the rest computed again. The gradient is the same; a step may then have any number of images.
         probe_every: epochs between linear probes, embedding picture and reconstruction sheet.
         precision: `auto` follows the hardware.
         num_workers: threads that read and crop ahead of the step.
@@ -130,6 +132,7 @@ class PretrainingPlan:
     gradient_clip: Positive
     embedding_width: Count
     projection_width: Count
+    checkpointing: Literal["none", "chunk", "image"]
     probe_every: Count
     precision: Literal["auto", "fp32", "bf16"]
     num_workers: Index

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from hssl_nnunet.losses.hierarchical import Outputs
 from hssl_nnunet.losses.reconstruction import Reconstruction
@@ -35,6 +36,12 @@ class Chunk:
     target: Tensor
     valid: Tensor
     hidden: Tensor
+
+    def images(self) -> list[Chunk]:
+        """Each image as a chunk of its own."""
+        tensors = zip((self.views, self.target, self.valid, self.hidden), (1, 0, 1, 0), strict=True)
+        parts = [torch.tensor_split(t, t.shape[axis], dim=axis) for t, axis in tensors]
+        return [Chunk(self.domain, *tensors) for tensors in zip(*parts, strict=True)]
 
 
 class DomainNetwork:
@@ -97,6 +104,7 @@ class HSSLNetwork(nn.Module):
         plan, loss = corpus.pretraining, corpus.pretraining.loss
         topologies = [Topology.from_architecture(d.architecture, d.dataset_name) for d in corpus.domains]
         self.shared = SharedWeights(topologies)
+        self.checkpointing = plan.checkpointing
         shapes, decodes = self.shared.shapes(), loss.reconstruction > 0
         self.domains = [DomainNetwork(t, shapes, decodes=decodes, compiled=compiled) for t in topologies]
         features = max((t.features for t in topologies), key=len)
@@ -122,14 +130,36 @@ class HSSLNetwork(nn.Module):
         projected = {d: project(tensors, self.domains[d].entries) for d in sorted({c.domain for c in chunks})}
         embedded, reconstructions = [], []
         for chunk in chunks:
-            flat = chunk.views.flatten(0, 1)
-            skips, prediction = self.domains[chunk.domain].call(projected[chunk.domain], flat, chunk.views.shape[1])
-            if self.embedding is not None:
-                h = self.embedding(skips, chunk.valid.flatten(0, 1))
-                embedded.append(h.unflatten(0, chunk.views.shape[:2]))
+            h, prediction = self._run(chunk, projected[chunk.domain])
+            if h is not None:
+                embedded.append(h)
             if prediction is not None:
                 reconstructions.append(Reconstruction(prediction, chunk.target, chunk.hidden, chunk.valid[0]))
         return self._heads(torch.cat(embedded, dim=1) if embedded else None, tuple(reconstructions))
+
+    def _run(self, chunk: Chunk, parameters: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Embeddings `(V, B, width)` and reconstruction of a chunk.
+
+        Activations that are dropped are computed again in the backward pass, chunk by chunk or image by image: the same
+        gradient in a fraction of the memory.
+        """
+        if self.checkpointing == "none":
+            return self._images(parameters, chunk)
+        parts = chunk.images() if self.checkpointing == "image" else [chunk]
+        # nothing random in the network: no state of the generator to keep
+        run = [checkpoint(self._images, parameters, p, use_reentrant=False, preserve_rng_state=False) for p in parts]
+        embedded, predictions = zip(*run, strict=True)
+        return (
+            None if embedded[0] is None else torch.cat(embedded, dim=1),
+            None if predictions[0] is None else torch.cat(predictions),
+        )
+
+    def _images(self, parameters: dict[str, Tensor], chunk: Chunk) -> tuple[Tensor | None, Tensor | None]:
+        skips, prediction = self.domains[chunk.domain].call(parameters, chunk.views.flatten(0, 1), chunk.views.shape[1])
+        if self.embedding is None:
+            return None, prediction
+        h = self.embedding(skips, chunk.valid.flatten(0, 1))
+        return h.unflatten(0, chunk.views.shape[:2]), prediction
 
     def _heads(self, h: Tensor | None, reconstructions: tuple[Reconstruction, ...]) -> Outputs:
         if h is None:

@@ -11,13 +11,13 @@ from reference_unet import reference_features
 
 from hssl_nnunet.losses.hierarchical import Labels, hierarchical_loss
 from hssl_nnunet.networks.hssl_network import Chunk, HSSLNetwork
-from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, LossPlan, load_preset, pretraining_plan
 
 TASKS = ("Task04_Hippocampus", "Task54_CineLV", "Task53_SarcomaPET")
 GROUPS = (("brain", "MR"), ("heart", "MR"), ("body", "PET"))
 
 
-def corpus_block(**loss: object) -> CorpusBlock:
+def corpus_block(checkpointing: str = "none", **loss: object) -> CorpusBlock:
     """Three real topologies of 4, 7 and 4 stages, narrow; two levels of groups."""
     domains = []
     for task, groups in zip(TASKS, GROUPS, strict=True):
@@ -37,7 +37,8 @@ def corpus_block(**loss: object) -> CorpusBlock:
                 architecture={**entry, "arch_kwargs": {**entry["arch_kwargs"], "features_per_stage": features}},
             )
         )
-    plan = pretraining_plan(load_preset("default"), embedding_width=16, projection_width=8, loss=loss)
+    values = {"embedding_width": 16, "projection_width": 8, "checkpointing": checkpointing, "loss": loss}
+    plan = pretraining_plan(load_preset("default"), **values)
     return CorpusBlock(domains=tuple(domains), pretraining=plan)
 
 
@@ -67,6 +68,31 @@ def test_a_step_over_all_domains_trains_every_parameter() -> None:
     hierarchical_loss(outputs, labels, corpus_block().pretraining.loss)["total"].backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not [name for name, p in model.named_parameters() if p.ndim > 1 and not p.grad.any()]
+
+
+@pytest.mark.parametrize("checkpointing", ["chunk", "image"])
+@pytest.mark.parametrize("loss", [{}, {"image": 0, "task": 0, "group": 0}, {"reconstruction": 0}])
+def test_dropped_activations_change_no_gradient(checkpointing: str, loss: dict[str, float]) -> None:
+    task = torch.tensor([0, 0, 0, 2, 2])
+    labels = Labels(torch.arange(5), task, torch.stack([task, torch.tensor([0, 0, 0, 1, 1])]))
+
+    def trained(form: str) -> tuple[float, dict[str, torch.Tensor], int]:
+        torch.manual_seed(0)
+        model, kept = HSSLNetwork(corpus_block(form, **loss)), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            total = hierarchical_loss(model([chunk(0, 3), chunk(2)]), labels, model_loss(loss))["total"]
+        total.backward()
+        return total.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, sum(kept)
+
+    (value, gradients, memory), (other_value, others, less) = trained("none"), trained(checkpointing)
+    assert other_value == pytest.approx(value, rel=1e-6) and others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert less < memory / 3
+
+
+def model_loss(loss: dict[str, float]) -> LossPlan:
+    return corpus_block(**loss).pretraining.loss
 
 
 def test_an_image_answers_alike_in_whatever_company() -> None:
