@@ -112,6 +112,7 @@ class PretrainingPlan:
         probe_every: epochs between linear probes, embedding picture and reconstruction sheet.
         precision: `auto` follows the hardware.
         num_workers: threads that read and crop ahead of the step.
+        cache_gib: RAM of each process for decompressed volumes, in GiB, which are then read once.
         seed: seed of weights, sampling and augmentation.
         loss: the loss.
         views: the views.
@@ -136,6 +137,7 @@ class PretrainingPlan:
     probe_every: Count
     precision: Literal["auto", "fp32", "bf16"]
     num_workers: Index
+    cache_gib: NonNegative
     seed: Index
     loss: LossPlan
     views: ViewPlan

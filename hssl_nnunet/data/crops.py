@@ -7,13 +7,11 @@ reads one random slice along the first axis, so that its tensors are (B, 1, Y, X
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import torch
 from nnunetv2.configuration import ANISO_THRESHOLD
@@ -21,18 +19,13 @@ from torch import Tensor
 
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.data.sampling import ChunkPlan
+from hssl_nnunet.data.volumes import open_volume
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import DomainPlan, ViewPlan
 
 TRIES = 4  # boxes drawn until one is not empty
 EMPTY_STD = 0.05  # of intensities normalised by the plan; below it a crop shows background alone
-# as nnU-Net's own reader: memory mapping does not work with blosc2 on Windows
-OPEN_ARGUMENTS: dict[str, Any] = {
-    "mode": "r",
-    "dparams": {"nthreads": 1},
-    **({} if os.name == "nt" else {"mmap_mode": "r"}),
-}
 
 
 def crop_size(patch_size: Sequence[int], strides: Sequence[Sequence[int]], crop_fraction: float) -> tuple[int, ...]:
@@ -136,7 +129,12 @@ class RawChunk:
 
 
 def read_chunk(
-    plan: ChunkPlan, rows: Sequence[ImageRow], geometry: DomainGeometry, view_plan: ViewPlan, root: Path
+    plan: ChunkPlan,
+    rows: Sequence[ImageRow],
+    geometry: DomainGeometry,
+    view_plan: ViewPlan,
+    root: Path,
+    opened: Callable[[Path], Any] = open_volume,
 ) -> RawChunk:
     """Read a random box of each image of a chunk; its position depends on `plan.seed` alone.
 
@@ -149,12 +147,13 @@ def read_chunk(
         geometry: size and spacing of the domain's crops.
         view_plan: how views are drawn later.
         root: the folder `nnUNet_preprocessed`.
+        opened: opens a `.b2nd` file as an array (C, X, Y, Z).
 
     Raises:
         HSSLError: a file is missing, truncated or lacks the channel.
     """
     boxes = [
-        _read_image(root, rows[index], geometry, view_plan, np.random.default_rng([plan.seed, position]))
+        _read_image(root, rows[index], geometry, view_plan, np.random.default_rng([plan.seed, position]), opened)
         for position, index in enumerate(plan.rows)
     ]
     source, valid = (torch.from_numpy(np.stack(part)[:, None]) for part in zip(*boxes, strict=True))
@@ -162,10 +161,15 @@ def read_chunk(
 
 
 def _read_image(
-    root: Path, row: ImageRow, geometry: DomainGeometry, view_plan: ViewPlan, rng: np.random.Generator
+    root: Path,
+    row: ImageRow,
+    geometry: DomainGeometry,
+    view_plan: ViewPlan,
+    rng: np.random.Generator,
+    opened: Callable[[Path], Any],
 ) -> tuple[np.ndarray, np.ndarray]:
     try:
-        array = blosc2.open(str(root / row.preprocessed), **OPEN_ARGUMENTS)
+        array = opened(root / row.preprocessed)
         if array.ndim != 4 or not 0 <= row.channel < array.shape[0]:
             raise ValueError(f"shape {array.shape} has no channel {row.channel} of a (C, X, Y, Z) image")
         return _draw_box(array, row.channel, geometry, view_plan, rng)

@@ -10,6 +10,7 @@ from pathlib import Path
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk, read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan, DomainSampler, rank_part
+from hssl_nnunet.data.volumes import VolumeCache, open_volume
 from hssl_nnunet.plan_schema import ViewPlan
 
 STEPS_AHEAD = 2
@@ -31,6 +32,7 @@ class ChunkLoader:
         rank: this process.
         world_size: number of processes.
         num_workers: threads; 0 reads in `next`.
+        cache: keeps volumes in RAM; None reads them where they lie.
         first_step: step to begin with.
 
     Attributes:
@@ -48,11 +50,13 @@ class ChunkLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 2,
+        cache: VolumeCache | None = None,
         first_step: int = 0,
     ) -> None:
         self.sampler, self.rows, self.geometries, self.view_plan, self.root = sampler, rows, geometries, view_plan, root
         self.rank, self.world_size = rank, world_size
         self.step = first_step
+        self._open = cache.open if cache else open_volume
         self._pool = ThreadPoolExecutor(num_workers, "hssl-read") if num_workers else None
         self._ahead: deque[list[Future[RawChunk]]] = deque()
 
@@ -90,4 +94,4 @@ class ChunkLoader:
         return rank_part(self.sampler.step(step), self.rank, self.world_size)
 
     def _read(self, plan: ChunkPlan) -> RawChunk:
-        return read_chunk(plan, self.rows, self.geometries[plan.domain], self.view_plan, self.root)
+        return read_chunk(plan, self.rows, self.geometries[plan.domain], self.view_plan, self.root, self._open)

@@ -19,6 +19,7 @@ from hssl_nnunet.data.crops import DomainGeometry, RawChunk
 from hssl_nnunet.data.loader import ChunkLoader
 from hssl_nnunet.data.sampling import DomainSampler
 from hssl_nnunet.data.split import held_out_rows
+from hssl_nnunet.data.volumes import VolumeCache
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.networks.cpu_operators import use_cpu_operators
@@ -95,6 +96,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.network = DistributedDataParallel(self.model, find_unused_parameters=True) if self.is_ddp else self.model
         self.dataset_class = nnUNetDatasetBlosc2
         self.root = Path(self.preprocessed_dataset_folder_base)
+        self.cache = VolumeCache(self.plan.cache_gib)
         self.rows = read_manifest(self.root / "manifest.csv")
         self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device)
         self.monitor = Monitor(self.corpus, self.geometries, self.root.parent, Path(self.output_folder))
@@ -143,6 +145,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             rank=rank,
             world_size=world,
             num_workers=plan.num_workers,
+            cache=self.cache,
             first_step=first_step,
         )
 

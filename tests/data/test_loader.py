@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import math
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ import torch
 from hssl_nnunet.data.crops import DomainGeometry
 from hssl_nnunet.data.loader import ChunkLoader
 from hssl_nnunet.data.sampling import DomainSampler
+from hssl_nnunet.data.volumes import VolumeCache, open_volume
 from hssl_nnunet.errors import HSSLError
 
 GEOMETRIES = [DomainGeometry((8, 8, 8), (1.0, 1.0, 1.0)), DomainGeometry((4, 16, 16), (5.0, 1.0, 1.0))]
@@ -45,6 +50,22 @@ def test_what_is_read_does_not_depend_on_the_number_of_threads(loader):
         assert [one.step for one in loaders] == [step] * 3
         chunks = [next(one) for one in loaders]
         assert len(chunks[0]) == 4 and same(chunks[0], chunks[1]) and same(chunks[0], chunks[2])
+
+
+@pytest.mark.parametrize("volumes", [0, 3.5, 100])
+def test_volumes_kept_in_ram_change_nothing_but_the_reading(loader, rows, tmp_path, monkeypatch, volumes):
+    paths = [tmp_path / row.preprocessed for row in rows]
+    sizes = {path: 4 * math.prod(open_volume(path).shape) for path in paths}
+    budget = volumes * min(sizes.values())
+    cache, opened = VolumeCache(budget / 2**30), Counter[Path]()
+    monkeypatch.setattr("hssl_nnunet.data.volumes.open_volume", lambda path: opened.update([path]) or open_volume(path))
+    plain, kept = loader(num_workers=0), loader(num_workers=2, cache=cache)
+    assert all(same(next(plain), next(kept)) for _ in range(12))
+    seen = sum(sizes[path] for path in opened)
+    assert cache.used <= budget and (cache.used == seen) == (volumes == 100) and (cache.used == 0) == (volumes == 0)
+    before = opened.copy()
+    assert same(loader(num_workers=0).read(3), kept.read(3))
+    assert (opened == before) == (volumes == 100)  # nothing is opened twice where everything fits
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
