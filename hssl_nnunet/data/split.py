@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,12 +24,24 @@ def held_out_rows(rows: Sequence[ImageRow], fraction: float, seed: int) -> set[i
     if fraction == 0:
         return set()
     rng, held_out = np.random.default_rng(seed), set[str]()
-    patients = {d: {row.patient for row in rows if row.domain == d} for d in sorted({row.domain for row in rows})}
-    for there in patients.values():
+    patients, domains_of = _patients(rows)
+    left = {domain: len(there) for domain, there in patients.items()}  # counted, so that the cost stays linear
+    for domain, there in sorted(patients.items()):
         wanted = max(1, round(fraction * len(there))) if len(there) > 1 else 0
         for patient in map(str, rng.permutation(sorted(there - held_out))):
-            if len(held_out & there) >= wanted:
+            if len(there) - left[domain] >= wanted:
                 break
-            if all(others - held_out - {patient} for others in patients.values() if patient in others):
+            if all(left[other] > 1 for other in domains_of[patient]):
                 held_out.add(patient)
+                for other in domains_of[patient]:
+                    left[other] -= 1
     return {index for index, row in enumerate(rows) if row.patient in held_out}
+
+
+def _patients(rows: Sequence[ImageRow]) -> tuple[dict[int, set[str]], dict[str, set[int]]]:
+    """Patients of each domain, and domains of each patient."""
+    patients, domains = defaultdict[int, set[str]](set), defaultdict[str, set[int]](set)
+    for row in rows:
+        patients[row.domain].add(row.patient)
+        domains[row.patient].add(row.domain)
+    return patients, domains

@@ -67,3 +67,25 @@ def test_a_small_domain_whose_patients_are_all_in_a_large_one_keeps_one_to_train
     small = [replace(row, domain=1) for row in large[:3]]
     held_out = held_out_rows(large + small, 0.5, seed)
     assert {20, 21, 22} - held_out and {20, 21, 22} & held_out
+
+
+def held_out_by_sets(rows: list[ImageRow], fraction: float, seed: int) -> set[int]:
+    """The same draw, slowly: the rules of `held_out_rows` as sets, compared anew for every patient."""
+    rng, held_out = np.random.default_rng(seed), set()
+    patients = {d: {row.patient for row in rows if row.domain == d} for d in sorted({row.domain for row in rows})}
+    for there in patients.values():
+        wanted = max(1, round(fraction * len(there))) if len(there) > 1 else 0
+        for patient in rng.permutation(sorted(there - held_out)).tolist():
+            kept = [others - held_out - {patient} for others in patients.values() if patient in others]
+            if len(held_out & there) < wanted and all(kept):
+                held_out.add(patient)
+    return {index for index, row in enumerate(rows) if row.patient in held_out}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_counting_draws_what_comparing_sets_draws(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    everyone = names(60)
+    rows = rows_of({d: rng.choice(everyone, size=rng.integers(1, 25), replace=False).tolist() for d in range(7)})
+    for fraction in (0.05, 0.3, 0.8):
+        assert held_out_rows(rows, fraction, seed) == held_out_by_sets(rows, fraction, seed)
