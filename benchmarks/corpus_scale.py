@@ -27,7 +27,7 @@ import blosc2
 import numpy as np
 
 from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
-from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.files import write_json
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan, to_json
 from hssl_nnunet.versions import cpu_model, versions
 

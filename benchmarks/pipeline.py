@@ -1,0 +1,142 @@
+"""Images per second of pretraining end to end, against the same steps fed with ready tensors: the data path's share.
+
+    python benchmarks/pipeline.py CORPUS -p PLANS [--workers 0 1 2] [--cache-gib 0 4] [--out .../pipeline.json]
+
+CORPUS is what `hssl corpus` wrote. Both arms train the same network on the same step: one reads, crops, augments and
+masks as `hssl pretrain` does, the other gets the prepared chunks of the same steps from memory. They alternate in
+blocks of a few steps (A B A B), each block with a loader of its own; the share is taken pair by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hssl_nnunet.data.volumes import VolumeCache
+from hssl_nnunet.files import write_json
+from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment
+from hssl_nnunet.paths import dataset_name
+from hssl_nnunet.training.precision import describe
+from hssl_nnunet.versions import cpu_model, versions
+
+set_environment()
+os.environ["nnUNet_results"] = tempfile.mkdtemp()
+
+from nnunetv2.run.run_training import get_trainer_from_args  # noqa: E402  reads the environment when imported
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    trainer = get_trainer_from_args(
+        dataset_name(args.corpus), "3d_fullres", "all", PRETRAIN_TRAINER, args.plans, device=args.device
+    )
+    trainer.initialize()
+    runs = [compared(trainer, w, c, args) for w in args.workers for c in args.cache_gib]
+    write_json(
+        args.out,
+        {
+            "command": f"python {shlex.join(sys.argv)}",
+            "cpu": cpu_model(),
+            "device": str(args.device),
+            "threads": args.threads,
+            "precision": describe(trainer.device, trainer.plan.precision),
+            "versions": versions(),
+            "images_per_step": trainer.batch_size,
+            "runs": runs,
+        },
+    )
+
+
+def compared(trainer: Any, workers: int, cache_gib: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Blocks of both arms in turn; with a cache, it is filled by a first pass over the same steps."""
+    trainer.plan = replace(trainer.plan, num_workers=workers)
+    trainer.cache = VolumeCache(cache_gib)
+    pairs = []
+    for block in range(args.blocks + 1):
+        first = block * args.steps if not cache_gib else 0  # what is kept in RAM has been read before
+        pair = end_to_end(trainer, first, args.steps), ready(trainer, first, args.steps)
+        if block:  # the first one warms up
+            pairs.append(pair)
+    shares = [fed / whole for whole, fed in pairs]
+    rate = trainer.batch_size * args.steps
+    run = {
+        "num_workers": workers,
+        "cache_gib": cache_gib,
+        "images_per_s": round(rate / statistics.median(whole for whole, _ in pairs), 2),
+        "ready_images_per_s": round(rate / statistics.median(fed for _, fed in pairs), 2),
+        "share_of_ready_rate": {
+            "median": round(statistics.median(shares), 3),
+            "min": round(min(shares), 3),
+            "max": round(max(shares), 3),
+        },
+        "blocks": args.blocks,
+        "steps_per_block": args.steps,
+    }
+    print(run, flush=True)
+    return run
+
+
+def loader(trainer: Any, first: int) -> Any:
+    return trainer._loader(list(range(len(trainer.rows))), trainer.plan.seed, first)
+
+
+def end_to_end(trainer: Any, first: int, steps: int) -> float:
+    """Seconds from the first read to the last step's end."""
+    begin = time.perf_counter()
+    source = loader(trainer, first)
+    for _ in range(steps):
+        trainer.train_step(next(source))
+    synchronise(trainer)
+    source.close()
+    return time.perf_counter() - begin
+
+
+def ready(trainer: Any, first: int, steps: int) -> float:
+    """Seconds of the same steps with prepared chunks."""
+    source = loader(trainer, first)
+    batches = [source.read(first + step) for step in range(steps)]
+    source.close()
+    chunks = {raw.seed: trainer.preparer.chunk(raw) for batch in batches for raw in batch}
+    prepare, trainer.preparer.chunk = trainer.preparer.chunk, lambda raw: chunks[raw.seed]
+    synchronise(trainer)
+    begin = time.perf_counter()
+    for batch in batches:
+        trainer.train_step(batch)
+    synchronise(trainer)
+    seconds = time.perf_counter() - begin
+    trainer.preparer.chunk = prepare
+    return seconds
+
+
+def synchronise(trainer: Any) -> None:
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--cache-gib", nargs="+", type=float, default=[0.0, 4.0])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("-device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pipeline.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

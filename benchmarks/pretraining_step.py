@@ -1,0 +1,258 @@
+"""Where a pretraining step's time goes, domain by domain, and how near its network is to what the hardware can do.
+
+    python benchmarks/pretraining_step.py CORPUS -p PLANS [--steps 5] [--out benchmarks/results/pretraining_step.json]
+
+CORPUS is what `hssl corpus` wrote. For each domain, in turn and in one process: views and masks of one chunk; the
+trainer's step on it, without the data; the same network alone, with parameters of its own (the pure forwards and
+backwards); the projection of the shared weights; and embedding, heads and loss. The overhead is the step against the
+pure network, pair by pair. Floating point operations are counted by torch, bytes as the size of what every operation
+reads and writes; the ceilings are a convolution, a matrix product and a copy, measured here at the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from hssl_nnunet.data.crops import read_chunk
+from hssl_nnunet.data.sampling import ChunkPlan
+from hssl_nnunet.files import write_json
+from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment
+from hssl_nnunet.losses.hierarchical import hierarchical_loss
+from hssl_nnunet.losses.reconstruction import Reconstruction
+from hssl_nnunet.networks.projection import project
+from hssl_nnunet.paths import dataset_name
+from hssl_nnunet.training import precision
+from hssl_nnunet.versions import cpu_model, versions
+
+set_environment()
+os.environ["nnUNet_results"] = tempfile.mkdtemp()
+
+from nnunetv2.run.run_training import get_trainer_from_args  # noqa: E402  reads the environment when imported
+
+SPREAD = {"median": statistics.median, "min": min, "max": max}
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    trainer = get_trainer_from_args(
+        dataset_name(args.corpus), "3d_fullres", "all", PRETRAIN_TRAINER, args.plans, device=args.device
+    )
+    trainer.initialize()
+    found = ceilings(trainer, args.steps)
+    domains = {trainer.corpus.domains[d].dataset_name: of_domain(trainer, d, args.steps, found) for d in used(trainer)}
+    write_json(
+        args.out,
+        {
+            "command": f"python {shlex.join(sys.argv)}",
+            "cpu": cpu_model(),
+            "device": device_name(trainer.device),
+            "threads": args.threads,
+            "precision": precision.describe(trainer.device, trainer.plan.precision),
+            "versions": versions(),
+            "seed": trainer.plan.seed,
+            "ceilings": found,
+            "domains": domains,
+        },
+    )
+
+
+def used(trainer: Any) -> list[int]:
+    return sorted({row.domain for row in trainer.rows})
+
+
+def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) -> dict[str, Any]:
+    """Seconds of every part on one chunk of a domain, and what is derived from them."""
+    rows = [i for i, row in enumerate(trainer.rows) if row.domain == domain][: trainer.plan.images_per_chunk]
+    raw = read(trainer, ChunkPlan(domain, tuple(rows), 0))
+    chunk = trainer.preparer.chunk(raw)
+    parts = {
+        "views": lambda: trainer.preparer.chunk(raw),
+        "step": lambda: step(trainer, raw, chunk),
+        "pure_network": pure_network(trainer, chunk),
+        "projection": lambda: projection(trainer, domain),
+        "heads_and_loss": heads_and_loss(trainer, raw, chunk),
+        "optimizer": lambda: optimise(trainer),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(steps + 1):
+        for name, part in parts.items():
+            took = timed(trainer, part)
+            if turn:  # the first one warms up
+                seconds[name].append(took)
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    flops, moved = counted(parts["pure_network"])
+    over = [a / b for a, b in zip(seconds["step"], seconds["pure_network"], strict=True)]
+    result = {
+        "images": len(rows),
+        "crop_size": list(trainer.geometries[domain].crop_size),
+        **{f"{name}_s": [round(s, 4) for s in values] for name, values in seconds.items()},
+        "step_over_pure": {name: round(of(over), 3) for name, of in SPREAD.items()},
+        "projection_share": round(middle["projection"] / middle["step"], 4),
+        "heads_and_loss_share": round(middle["heads_and_loss"] / middle["step"], 4),
+        "views_share": round(middle["views"] / middle["step"], 4),
+        "gflop": round(flops / 1e9, 2),
+        "gflop_per_s": round(flops / middle["pure_network"] / 1e9, 1),
+        "of_convolution_ceiling": round(flops / middle["pure_network"] / 1e9 / found["convolution_gflop_per_s"], 3),
+        "gb_per_s": round(moved / middle["pure_network"] / 1e9, 2),
+        "of_copy_ceiling": round(moved / middle["pure_network"] / 1e9 / found["copy_gb_per_s"], 3),
+    }
+    print(trainer.corpus.domains[domain].dataset_name, {k: v for k, v in result.items() if not k.endswith("_s")})
+    return result
+
+
+def read(trainer: Any, plan: ChunkPlan) -> Any:
+    geometry, views = trainer.geometries[plan.domain], trainer.plan.views
+    return read_chunk(plan, trainer.rows, geometry, views, trainer.root.parent).to(trainer.device)
+
+
+def step(trainer: Any, raw: Any, chunk: Any) -> None:
+    """The trainer's own step on a prepared chunk."""
+    prepare, trainer.preparer.chunk = trainer.preparer.chunk, lambda _: chunk
+    trainer.train_step([raw])
+    trainer.preparer.chunk = prepare
+
+
+def pure_network(trainer: Any, chunk: Any) -> Callable[[], None]:
+    """Forward and backward of the domain's network with parameters of its own."""
+    network = trainer.model.domains[chunk.domain]
+    projected = project(trainer.model.shared.tensors(), network.entries)
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in projected.items()}
+
+    def run() -> None:
+        with precision.autocast(trainer.plan.precision, trainer.device):
+            skips, prediction = network.call(leaves, chunk.views.flatten(0, 1), chunk.views.shape[1])
+        outputs = [*skips[1:], *([] if prediction is None else [prediction])]
+        torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
+        for leaf in leaves.values():
+            leaf.grad = None
+
+    return run
+
+
+def projection(trainer: Any, domain: int) -> None:
+    """The shared weights in a domain's form, and back."""
+    tensors = project(trainer.model.shared.tensors(), trainer.model.domains[domain].entries).values()
+    torch.autograd.backward(list(tensors), [torch.ones_like(t) for t in tensors])
+    trainer.optimizer.zero_grad(set_to_none=True)
+
+
+def heads_and_loss(trainer: Any, raw: Any, chunk: Any) -> Callable[[], None]:
+    """Pooling, embedding, heads and loss on features that are there, forward and backward."""
+    network, model = trainer.model.domains[chunk.domain], trainer.model
+    with torch.no_grad(), precision.autocast(trainer.plan.precision, trainer.device):
+        projected = project(model.shared.tensors(), network.entries)
+        skips, prediction = network.call(projected, chunk.views.flatten(0, 1), chunk.views.shape[1])
+    leaves: list[Tensor] = [s.detach().requires_grad_() for s in skips]
+    decoded = None if prediction is None else prediction.detach().requires_grad_()
+
+    def run() -> None:
+        with precision.autocast(trainer.plan.precision, trainer.device):
+            h = model.embedding(leaves, chunk.valid.flatten(0, 1)).unflatten(0, chunk.views.shape[:2])
+            done = () if decoded is None else (Reconstruction(decoded, chunk.target, chunk.hidden, chunk.valid[0]),)
+            outputs = model._heads(h, done)
+        hierarchical_loss(outputs, trainer.preparer.labels([raw]), trainer.plan.loss)["total"].backward()
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def optimise(trainer: Any) -> None:
+    """Clipping and the optimiser's step, on gradients of the size of the parameters."""
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.plan.gradient_clip)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+
+
+def timed(trainer: Any, part: Callable[[], Any]) -> float:
+    synchronise(trainer.device)
+    begin = time.perf_counter()
+    part()
+    synchronise(trainer.device)
+    return time.perf_counter() - begin
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Bytes(TorchDispatchMode):
+    """Counts the bytes that operations read and write; views and shapes move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = filter(torch.is_tensor, tree_leaves((args, kwargs, out)))
+            self.moved += sum(t.numel() * t.element_size() for t in tensors)
+        return out
+
+
+def counted(part: Callable[[], None]) -> tuple[int, int]:
+    """Floating point operations and bytes of a part."""
+    with FlopCounterMode(display=False) as flops:
+        part()
+    with Bytes() as sizes:
+        part()
+    return flops.get_total_flops(), sizes.moved
+
+
+def ceilings(trainer: Any, steps: int) -> dict[str, float]:
+    """A large convolution (forward), a matrix product and a copy."""
+    device = trainer.device
+    edge, width, side = (64, 64, 2048) if device.type == "cpu" else (128, 128, 8192)
+    with precision.autocast(trainer.plan.precision, device):
+        one = torch.ones(1, 1, device=device)
+        dtype = (one @ one).dtype
+    image = torch.randn(1, width, *[edge] * 3, device=device, dtype=dtype).to(memory_format=torch.channels_last_3d)
+    kernel = torch.randn(width, width, 3, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last_3d)
+    square, block = torch.randn(side, side, device=device, dtype=dtype), torch.randn(2**26, device=device)
+    target = torch.empty_like(block)
+    work: dict[str, tuple[float, Callable[[], Any]]] = {
+        "convolution_gflop_per_s": (2 * image.numel() * width * 27, lambda: torch.conv3d(image, kernel, padding=1)),
+        "matmul_gflop_per_s": (2 * side**3, lambda: square @ square),
+        "copy_gb_per_s": (2 * block.numel() * block.element_size(), lambda: target.copy_(block)),
+    }
+    with torch.no_grad():
+        best = {name: min(timed(trainer, part) for _ in range(steps + 2)) for name, (_, part) in work.items()}
+    return {name: round(amount / best[name] / 1e9, 1) for name, (amount, _) in work.items()}
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("-device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pretraining_step.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
