@@ -25,16 +25,17 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
     Returns:
         `(B, C)` for `mean`, `(B, 3 C)` for `mean_max_std`.
     """
-    axes = tuple(range(2, features.ndim))
-    valid = valid | ~valid.any(dim=axes, keepdim=True)
-    count = valid.sum(axes)
-    mean = (features * valid).sum(axes) / count
-    if pooling == "mean":
-        return mean
-    maximum = features.masked_fill(~valid, -torch.inf).amax(axes)
-    deviation = (features - mean[(...,) + (None,) * len(axes)]) * valid
-    variance = deviation.square().sum(axes) / count
-    return torch.cat([mean, maximum, (variance + 1e-5).sqrt()], dim=1)  # 1e-5: a finite gradient at variance 0
+    features, valid = features.flatten(2), valid.flatten(2)  # (B, C, N), (B, 1, N)
+    valid = valid | ~valid.any(dim=2, keepdim=True)
+    share = (valid / valid.sum(2, keepdim=True)).to(features.dtype).transpose(1, 2)  # (B, N, 1)
+    # products with the mask, not masked copies: half the time, for the features of level 1 are large
+    with torch.autocast(features.device.type, enabled=False):
+        mean = features @ share  # (B, C, 1)
+        if pooling == "mean":
+            return mean[..., 0]
+        variance = (features - mean).square() @ share
+    maximum = features.masked_fill(~valid, -torch.inf).max(2).values
+    return torch.cat([mean[..., 0], maximum, (variance[..., 0] + 1e-5).sqrt()], dim=1)  # 1e-5: gradient at variance 0
 
 
 class Embedding(nn.Module):
