@@ -3,9 +3,10 @@
     python benchmarks/step.py DATASET -p PLANS [--steps 5] [--curve-steps 40] [--out benchmarks/results/step.json]
 
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our default values lies beside them while this runs.
-The trainers step on the same real batches, in turn (A B A B), in one process; the ratio is taken pair by pair. The
-curves train the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from
-another start, which shows the noise.
+The trainers step on the same real batches, in turn (A B A B), in one process; the ratio is taken pair by pair. A step's
+parts are the gaps between hooks: batch to device, forward, loss, backward with clipping, optimiser. The curves train the
+plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another start,
+which shows the noise.
 """
 
 from __future__ import annotations
@@ -81,13 +82,16 @@ def step_times(dataset: str, plans: str, steps: int) -> dict[str, object]:
             arms[f"hssl_{precision}"] = trainer(SCRATCH_TRAINER, dataset, ours)
     loader, _ = arms["stock"].get_dataloaders()
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    parts = {arm: Parts(built) for arm, built in arms.items()}
+    waited = []
     for step in range(steps + 1):
+        begin = time.perf_counter()
         batch = next(loader)
+        waited.append(time.perf_counter() - begin)
         for arm, built in arms.items():
-            begin = time.perf_counter()
-            built.train_step(dict(batch))
+            took = parts[arm].step(built, dict(batch))
             if step:  # the first one warms up
-                seconds[arm].append(time.perf_counter() - begin)
+                seconds[arm].append(took)
     configuration = arms["stock"].configuration_manager
     return {
         "batch_size": configuration.batch_size,
@@ -95,7 +99,42 @@ def step_times(dataset: str, plans: str, steps: int) -> dict[str, object]:
         "auto_is": describe(CPU),
         **{f"{arm}_s": [round(s, 3) for s in values] for arm, values in seconds.items()},
         **{f"stock_over_{arm}": ratio(seconds["stock"], seconds[arm]) for arm in list(arms)[1:]},
+        "parts_s": {arm: found.medians() for arm, found in parts.items()},
+        "wait_for_a_batch_s": round(statistics.median(waited[1:]), 4),
     }
+
+
+class Parts:
+    """Splits a trainer's step by hooks on its network, loss and optimiser."""
+
+    NAMES = ("to_device", "forward", "loss", "backward", "optimizer")
+
+    def __init__(self, built: object):
+        self.times: list[float] = []
+        self.steps: list[list[float]] = []
+        built.network.register_forward_pre_hook(self.mark)
+        built.network.register_forward_hook(self.mark)
+        built.loss.register_forward_hook(self.mark)
+        built.optimizer.register_step_pre_hook(self.mark)
+
+    def mark(self, *args: object) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+    def step(self, built: object, batch: dict[str, object]) -> float:
+        """Seconds of one step."""
+        self.times = []
+        self.mark()
+        built.train_step(batch)
+        self.mark()
+        self.steps.append([b - a for a, b in zip(self.times, self.times[1:], strict=False)])
+        return self.times[-1] - self.times[0]
+
+    def medians(self) -> dict[str, float]:
+        """Of every step but the first, which warms up."""
+        columns = zip(*self.steps[1:], strict=True)
+        return {name: round(statistics.median(column), 4) for name, column in zip(self.NAMES, columns, strict=True)}
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:

@@ -122,6 +122,10 @@ class RawChunk:
     source: Tensor
     valid: Tensor
 
+    def pinned(self) -> RawChunk:
+        """The same chunk in page-locked memory, from which a GPU copies while it computes; needs a GPU."""
+        return replace(self, source=self.source.pin_memory(), valid=self.valid.pin_memory())
+
     def to(self, device: torch.device | str) -> RawChunk:
         """The same chunk on another device."""
         source, valid = (t.to(device, non_blocking=True) for t in (self.source, self.valid))

@@ -33,6 +33,7 @@ class ChunkLoader:
         world_size: number of processes.
         num_workers: threads; 0 reads in `next`.
         cache: keeps volumes in RAM; None reads them where they lie.
+        pin_memory: whether chunks are handed over in page-locked memory, for a GPU.
         first_step: step to begin with.
 
     Attributes:
@@ -51,12 +52,13 @@ class ChunkLoader:
         world_size: int = 1,
         num_workers: int = 2,
         cache: VolumeCache | None = None,
+        pin_memory: bool = False,
         first_step: int = 0,
     ) -> None:
         self.sampler, self.rows, self.geometries, self.view_plan, self.root = sampler, rows, geometries, view_plan, root
         self.rank, self.world_size = rank, world_size
         self.step = first_step
-        self._open = cache.open if cache else open_volume
+        self._open, self._pin = cache.open if cache else open_volume, pin_memory
         self._pool = ThreadPoolExecutor(num_workers, "hssl-read") if num_workers else None
         self._ahead: deque[list[Future[RawChunk]]] = deque()
 
@@ -94,4 +96,6 @@ class ChunkLoader:
         return rank_part(self.sampler.step(step), self.rank, self.world_size)
 
     def _read(self, plan: ChunkPlan) -> RawChunk:
-        return read_chunk(plan, self.rows, self.geometries[plan.domain], self.view_plan, self.root, self._open)
+        geometry = self.geometries[plan.domain]
+        chunk = read_chunk(plan, self.rows, geometry, self.view_plan, self.root, self._open)
+        return chunk.pinned() if self._pin else chunk

@@ -146,6 +146,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             world_size=world,
             num_workers=plan.num_workers,
             cache=self.cache,
+            pin_memory=self.device.type == "cuda",
             first_step=first_step,
         )
 

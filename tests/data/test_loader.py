@@ -106,3 +106,9 @@ def test_only_a_few_steps_are_read_ahead(loader, monkeypatch):
     assert planned == [0, 1, 2]
     next(one)
     assert planned == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_chunks_for_a_gpu_lie_in_pinned_memory(loader):
+    chunk = next(loader(num_workers=1, pin_memory=True))[0]
+    assert chunk.source.is_pinned() and chunk.valid.is_pinned()
