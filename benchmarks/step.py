@@ -2,11 +2,11 @@
 
     python benchmarks/step.py DATASET -p PLANS [--steps 5] [--curve-steps 40] [--out benchmarks/results/step.json]
 
-DATASET is preprocessed, PLANS its stock plans; a copy of them with our default values lies beside them while this runs.
+DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
 The trainers step on the same real batches, in turn (A B A B), in one process; the ratio is taken pair by pair. A step's
-parts are the gaps between hooks: batch to device, forward, loss, backward with clipping, optimiser. The curves train the
-plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another start,
-which shows the noise.
+parts are the gaps between hooks: batch to device, forward, loss, backward with clipping, optimiser. The curves train
+the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another
+start, which shows the noise.
 """
 
 from __future__ import annotations
