@@ -1,0 +1,151 @@
+"""Pretraining by several processes: what was measured here, and what a step costs in bytes at any number of GPUs.
+
+    python benchmarks/scaling.py CORPUS -p PLANS [--ranks 1 2] [--out benchmarks/results/scaling.json]
+
+Measured: `torchrun hssl pretrain` with the same global step shared by 1, 2, ... ranks of one thread each, in turn (A B
+A B), from the epoch times in their logs; the first epoch warms up. Counted, for the plan as it is: parameters, bytes of
+the gradient that DDP sums, of the embeddings that are gathered, and of the voxels that are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hssl_nnunet.data.crops import DomainGeometry
+from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.launch import set_environment
+from hssl_nnunet.networks.hssl_network import HSSLNetwork
+from hssl_nnunet.paths import dataset_name, preprocessed_dir
+from hssl_nnunet.plan_schema import CorpusBlock, corpus_block
+from hssl_nnunet.versions import cpu_model, versions
+
+BIN = Path(sys.executable).parent
+FLOAT = 4  # bytes
+
+
+def main() -> None:
+    args = arguments()
+    folder = preprocessed_dir() / dataset_name(args.corpus)
+    block = corpus_block(read_json(folder / f"{args.plans}.json"), folder)
+    result = {
+        "command": f"python {shlex.join(sys.argv)}",
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "counted": counted(block, args.counted_ranks),
+        "measured": measured(folder, args) if args.ranks else None,
+    }
+    write_json(args.out, result)
+    print(result["counted"], result["measured"])
+
+
+def counted(block: CorpusBlock, ranks: list[int]) -> dict[str, Any]:
+    """Bytes of a step, with `chunks_per_step` of the plan for each rank."""
+    plan = block.pretraining
+    parameters = sum(p.numel() for p in HSSLNetwork(block).parameters())
+    geometries = [DomainGeometry.from_domain(d, plan.views) for d in block.domains]
+    boxes = [
+        FLOAT * volume([n + 2 * m for n, m in zip(g.crop_size, g.margin(plan.views), strict=True)]) for g in geometries
+    ]
+    images = plan.chunks_per_step * plan.images_per_chunk
+    gradient = FLOAT * parameters
+    return {
+        "parameters": parameters,
+        "images_per_rank": images,
+        "read_mib_per_rank": round(images * statistics.mean(boxes) / 2**20, 2),
+        "by_ranks": {
+            str(n): {
+                # a ring sends and receives 2 (n - 1) / n of the gradient
+                "gradient_mib_sent_per_rank": round(2 * (n - 1) / n * gradient / 2**20, 2),
+                "embeddings_mib_received_per_rank": round(
+                    (n - 1) * images * 2 * plan.projection_width * FLOAT / 2**20, 3
+                ),
+                "similarity_matrix_mib": round((2 * n * images) ** 2 * FLOAT / 2**20, 3),
+            }
+            for n in ranks
+        },
+    }
+
+
+def volume(edges: list[int]) -> int:
+    total = 1
+    for edge in edges:
+        total *= edge
+    return total
+
+
+def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Median epoch time by number of ranks, and the speed-up over one, pair by pair."""
+    seconds: dict[int, list[float]] = {n: [] for n in args.ranks}
+    steps = {"num_epochs": 3, "num_iterations_per_epoch": args.steps, "num_val_iterations_per_epoch": 1}
+    with changed_plans(folder, args.plans, {**steps, "probe_every": 1000, "num_workers": 0}) as name:
+        for _ in range(args.repeats):
+            for n in args.ranks:
+                seconds[n].append(epoch_seconds(folder.name, name, n))
+                print(n, seconds[n][-1], flush=True)
+    first = seconds[args.ranks[0]]
+    return {
+        "steps_per_epoch": args.steps,
+        "epoch_s": {str(n): values for n, values in seconds.items()},
+        "speed_up": {
+            str(n): {name: round(of([a / b for a, b in zip(first, values, strict=True)]), 2) for name, of in SPREAD}
+            for n, values in seconds.items()
+        },
+    }
+
+
+SPREAD = (("median", statistics.median), ("min", min), ("max", max))
+
+
+@contextmanager
+def changed_plans(folder: Path, plans: str, values: dict[str, Any]) -> Iterator[str]:
+    """Plans with other pretraining values beside the corpus' own."""
+    content = read_json(folder / f"{plans}.json")
+    content["hssl"]["pretraining"].update(values)
+    name = f"{plans}_scaling"
+    path = folder / f"{name}.json"
+    write_json(path, {**content, "plans_name": name})
+    try:
+        yield name
+    finally:
+        path.unlink()
+
+
+def epoch_seconds(corpus: str, plans: str, ranks: int) -> float:
+    """Time of the second epoch; the last one probes."""
+    with tempfile.TemporaryDirectory() as results:
+        environment = {**os.environ, "nnUNet_results": results, "OMP_NUM_THREADS": "1"}
+        command = [str(BIN / "hssl"), "pretrain", corpus, "-p", plans, "-device", "cpu"]
+        if ranks > 1:
+            command = [str(BIN / "torchrun"), "--standalone", f"--nproc_per_node={ranks}", *command]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (log,) = Path(results).rglob("training_log*.txt")
+        return [float(s) for s in re.findall(r"Epoch time: ([\d.]+) s", log.read_text())][1]
+
+
+def arguments() -> argparse.Namespace:
+    set_environment()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser.add_argument("--ranks", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--counted-ranks", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
