@@ -81,9 +81,10 @@ def assert_same(one: tuple, other: tuple) -> None:
 
 
 @pytest.mark.slow
-def test_two_and_four_ranks_train_as_one_process(folder: Path) -> None:
+def test_two_and_four_ranks_train_as_one_process(folder: Path, nnunet_folders: dict[str, Path]) -> None:
     results = []
-    for processes in (1, 2, 4):
+    for processes, checkpointing in ((1, "none"), (2, "image"), (4, "chunk")):
+        change_plan(nnunet_folders, checkpointing=checkpointing)  # the same gradient, through DDP too
         done = run(processes)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Epoch time") <= 2 * PLAN["num_epochs"]  # rank 0 alone speaks
