@@ -1,6 +1,6 @@
 """How the start of a pretraining grows with the number of images: seconds, memory, and the cost of a step's draw.
 
-    python benchmarks/corpus_scale.py [--images 1000 10000 100000] [--out benchmarks/results/corpus_scale.json]
+    python benchmarks/corpus_scale.py [--images 1000 10000 100000] [--label now] [--out .../corpus_scale.json]
 
 For each number a process of its own reads a generated manifest, holds patients out, builds the trainer on a tiny
 topology and reads its first batch, as `hssl pretrain` does. Many rows point to one of a few files of tiny voxels, so
@@ -27,7 +27,7 @@ import blosc2
 import numpy as np
 
 from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
-from hssl_nnunet.files import write_json
+from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan, to_json
 from hssl_nnunet.versions import cpu_model, versions
 
@@ -46,15 +46,10 @@ def main() -> None:
     runs = [measured(count) for count in (EMPTY, *args.images)]
     for run in runs[1:]:
         run["peak_gib_above_empty"] = round(run["peak_gib"] - runs[0]["peak_gib"], 3)
-    write_json(
-        args.out,
-        {
-            "command": f"python benchmarks/corpus_scale.py --images {' '.join(map(str, args.images))}",
-            "cpu": cpu_model(),
-            "versions": versions(),
-            "runs": runs,
-        },
-    )
+    known = read_json(args.out) if args.out.is_file() else {}
+    command = f"python benchmarks/corpus_scale.py --images {' '.join(map(str, args.images))} --label {args.label}"
+    measured_now = {"command": command, "cpu": cpu_model(), "versions": versions(), "runs": runs}
+    write_json(args.out, {**known, args.label: measured_now})
 
 
 def measured(count: int) -> dict[str, Any]:
@@ -216,6 +211,7 @@ def architecture() -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", type=int, default=[1000, 10000, 100000])
+    parser.add_argument("--label", default="now", help="name of the measurement; others in the file stay")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/corpus_scale.json"))
     return parser.parse_args()
