@@ -133,11 +133,11 @@ class PretrainingPlan:
     gradient_clip: Positive
     embedding_width: Count
     projection_width: Count
-    checkpointing: Literal["none", "chunk", "image"]
+    checkpointing: Literal["none", "chunk", "image"] = "none"  # younger than format 1: older files lack it
     probe_every: Count
     precision: Literal["auto", "fp32", "bf16"]
     num_workers: Index
-    cache_gib: NonNegative
+    cache_gib: NonNegative = 0.0  # younger than format 1
     seed: Index
     loss: LossPlan
     views: ViewPlan
