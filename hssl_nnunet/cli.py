@@ -330,6 +330,7 @@ BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of 
 
 
 MinCases = Annotated[int, typer.Option("--min_cases", min=1, help="Labelled cases that a share never undercuts.")]
+Tune = Annotated[bool, typer.Option("--tune", help="Score validation cases instead; the test cases stay untouched.")]
 Tolerance = Annotated[float, typer.Option("--nsd_tolerance_mm", min=0.0, help="Tolerance of the surface Dice in mm.")]
 
 
@@ -357,9 +358,7 @@ def benchmark_run(
     test_fraction: Annotated[
         float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
     ] = 0.3,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Score validation cases instead; the test cases stay untouched.")
-    ] = False,
+    tune: Tune = False,
     nsd_tolerance_mm: Tolerance = 1.0,
     patient_regex: Annotated[
         list[str] | None,
