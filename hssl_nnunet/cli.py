@@ -331,6 +331,10 @@ BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of 
 
 MinCases = Annotated[int, typer.Option("--min_cases", min=1, help="Labelled cases that a share never undercuts.")]
 Tune = Annotated[bool, typer.Option("--tune", help="Score validation cases instead; the test cases stay untouched.")]
+Values = Annotated[
+    Path | None,
+    typer.Option("--values", metavar="FILE", help='JSON: {"pretraining": {}, "finetuning": {}, "arms": {}}.'),
+]
 Tolerance = Annotated[float, typer.Option("--nsd_tolerance_mm", min=0.0, help="Tolerance of the surface Dice in mm.")]
 
 
@@ -364,10 +368,7 @@ def benchmark_run(
         list[str] | None,
         typer.Option("--patient_regex", metavar="DATASET=REGEX...", help="How a case's name tells the patient."),
     ] = None,
-    values: Annotated[
-        Path | None,
-        typer.Option("--values", metavar="FILE", help='JSON: {"pretraining": {}, "finetuning": {}, "arms": {}}.'),
-    ] = None,
+    values: Values = None,
     device: Device = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs at a time.")] = 1,
     part: Annotated[str | None, typer.Option("--shard", metavar="i/n", help="Share of this runner.")] = None,
