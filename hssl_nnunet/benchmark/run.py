@@ -47,13 +47,16 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
             f"Arm {arm} is refused: it was pretrained on test cases or patients: {', '.join(images)}", file=sys.stderr
         )
     chosen = shard(jobs, part) if part else jobs
-    threads = (
-        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-    )
-    states = Runner(JobTable(folder), workers, {**workspace.environment, **threads}).run(chosen)
+    states = Runner(JobTable(folder), workers, {**workspace.environment, **shared_threads(workers)}).run(chosen)
     counts = Counter(state.state for state in states.values())
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     return 0 if counts["done"] == len(states) else 1
+
+
+def shared_threads(workers: int) -> dict[str, str]:
+    """The variable that lets `workers` jobs share the cores evenly, unless the user has set it."""
+    name = "OMP_NUM_THREADS"
+    return {} if name in os.environ else {name: str(max(1, (os.cpu_count() or 1) // workers))}
 
 
 def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[str, list[str]]]:

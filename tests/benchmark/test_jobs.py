@@ -14,6 +14,7 @@ import pytest
 
 from hssl_nnunet.benchmark import jobs
 from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner, shard
+from hssl_nnunet.benchmark.run import shared_threads
 from hssl_nnunet.errors import HSSLError
 
 # a job that appends its name to a file; `fail` raises the first time, `kill` dies the first time, `slow` takes a while
@@ -117,3 +118,12 @@ def test_shards_share_the_work_and_their_needs(tmp_path: Path) -> None:
 def test_a_wrong_shard_is_refused(text: str) -> None:
     with pytest.raises(HSSLError, match="i/n"):
         shard([], text)
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, "4"), (2, 2, "1"), (2, 5, "1"), (None, 1, "1")])
+def test_jobs_share_the_cores(monkeypatch: pytest.MonkeyPatch, cores: int | None, workers: int, threads: str) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert shared_threads(workers) == {"OMP_NUM_THREADS": threads}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's word counts
+    assert shared_threads(workers) == {}
