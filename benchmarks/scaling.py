@@ -4,7 +4,8 @@
 
 Measured: `torchrun hssl pretrain` with the same global step shared by 1, 2, ... ranks of one thread each, in turn (A B
 A B), from the epoch times in their logs; the first epoch warms up. Counted, for the plan as it is: parameters, bytes of
-the gradient that DDP sums, of the embeddings that are gathered, and of the voxels that are read.
+the gradient that DDP sums, of the embeddings that are gathered, and of the voxels that are read; and the time that the
+gradient alone takes over a link, were nothing of it hidden behind the backward pass.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from hssl_nnunet.versions import cpu_model, versions
 
 BIN = Path(sys.executable).parent
 FLOAT = 4  # bytes
+LINKS_GB_PER_S = (200, 25, 3)  # of the order of GPUs in one box, a fast network, a plain one
 
 
 def main() -> None:
@@ -64,17 +66,18 @@ def counted(block: CorpusBlock, ranks: list[int]) -> dict[str, Any]:
         "parameters": parameters,
         "images_per_rank": images,
         "read_mib_per_rank": round(images * statistics.mean(boxes) / 2**20, 2),
-        "by_ranks": {
-            str(n): {
-                # a ring sends and receives 2 (n - 1) / n of the gradient
-                "gradient_mib_sent_per_rank": round(2 * (n - 1) / n * gradient / 2**20, 2),
-                "embeddings_mib_received_per_rank": round(
-                    (n - 1) * images * 2 * plan.projection_width * FLOAT / 2**20, 3
-                ),
-                "similarity_matrix_mib": round((2 * n * images) ** 2 * FLOAT / 2**20, 3),
-            }
-            for n in ranks
-        },
+        "by_ranks": {str(n): of_ranks(n, gradient, images, plan.projection_width) for n in ranks},
+    }
+
+
+def of_ranks(n: int, gradient: int, images: int, width: int) -> dict[str, Any]:
+    """What n ranks send and hold in a step; a ring sends and receives 2 (n - 1) / n of the gradient."""
+    sent = 2 * (n - 1) / n * gradient
+    return {
+        "gradient_mib_sent_per_rank": round(sent / 2**20, 2),
+        "gradient_ms_at_gb_per_s": {str(b): round(1e3 * sent / (b * 1e9), 2) for b in LINKS_GB_PER_S},
+        "embeddings_mib_received_per_rank": round((n - 1) * images * 2 * width * FLOAT / 2**20, 3),
+        "similarity_matrix_mib": round((2 * n * images) ** 2 * FLOAT / 2**20, 3),
     }
 
 
