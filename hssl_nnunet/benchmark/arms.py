@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from pydantic import ConfigDict
 
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
-from hssl_nnunet.launch import FINETUNE_TRAINER
-from hssl_nnunet.paths import plans_dir
+from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER
+from hssl_nnunet.paths import plans_dir, trainers_dir
 from hssl_nnunet.plan_schema import parse
 
 ARMS_FILE = "benchmark_arms.json"
+NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 EXTERNAL = "external:"
 DEFAULT_ARMS = ("vanilla", "scratch", "hssl", "mae")
 
@@ -66,8 +68,8 @@ def chosen_arms(names: Sequence[str], own: Mapping[str, Arm]) -> dict[str, Arm]:
         own: arms of the user's own, beside those that ship.
 
     Raises:
-        HSSLError: an unknown name, a name twice, an own arm of a known name, an arm without the arm whose weights it
-            takes, or an external file that is missing.
+        HSSLError: an unknown name, a name twice, an own arm of a known name, an arm whose weights nothing makes, an
+            unknown trainer, or an external file that is missing.
     """
     known, arms = known_arms(), dict[str, Arm]()
     if taken := sorted(own.keys() & known.keys()):
@@ -79,9 +81,24 @@ def chosen_arms(names: Sequence[str], own: Mapping[str, Arm]) -> dict[str, Arm]:
             raise HSSLError(f"Two arms are called {name}. Name each once; rename one of two files of the same name.")
         arms[name] = arm
     for name, arm in arms.items():
-        if arm.weights_of is not None and arm.weights_of not in arms:
-            raise HSSLError(f"Arm {name} takes the weights of {arm.weights_of}: name {arm.weights_of} in `--arms` too.")
+        _check(name, arm, arms)
     return arms
+
+
+def _check(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
+    if not NAME.fullmatch(name):
+        raise HSSLError(f"Arm {name!r}: a name holds letters, digits and `_.+-` alone; it becomes a folder.")
+    trainers = sorted(p.stem for p in trainers_dir().glob("nnUNetTrainer*.py") if p.stem != PRETRAIN_TRAINER)
+    if arm.trainer not in trainers:
+        raise unknown_name("trainer", arm.trainer, trainers)
+    source = arms.get(arm.weights_of) if arm.weights_of is not None else arm
+    if source is None:
+        raise HSSLError(f"Arm {name} takes the weights of {arm.weights_of}: name {arm.weights_of} in `--arms` too.")
+    if arm.seeded and source.weights_file is None and (source.pretrained_on == "none" or source.weights_of is not None):
+        raise HSSLError(
+            f"Arm {name} starts from weights that nothing makes. Set `pretrained_on` to all or target, or `weights_of` "
+            f"to an arm that has it, or `trainer` to {SCRATCH_TRAINER}."
+        )
 
 
 def _known(name: str, known: Mapping[str, Arm]) -> Arm:

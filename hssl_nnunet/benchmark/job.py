@@ -90,6 +90,8 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
         HSSLError: its pretraining has not ended.
     """
     arm = plan.arms[arm_name]
+    if arm.weights_of is not None:
+        return weights_of(workspace, plan, arm.weights_of, dataset_name)
     if arm.weights_file is not None:
         return Path(arm.weights_file)
     job = pretraining_job(plan, arm_name, dataset_name)

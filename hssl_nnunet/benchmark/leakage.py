@@ -62,8 +62,8 @@ def overlap(
     patients = {image.patient for image in metadata.images}
     seen = []
     for name, split in splits.items():
-        cases = set(seen_cases(metadata, name, split.test, hashes.get(name, {})))
-        cases |= {case for case in split.test if split.patients[case] in patients}
+        cases = set(seen_cases(metadata, name, split.kept_out, hashes.get(name, {})))
+        cases |= {case for case in split.kept_out if split.patients[case] in patients}
         seen += [f"{name}:{case}" for case in sorted(cases)]
     return seen
 
@@ -75,9 +75,9 @@ def _test_hashes(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dic
     hashes: dict[str, dict[str, list[str]]] = {}
     with worker_pool(default_processes()) as mapper:
         for index, source in enumerate(sources):
-            test = set(splits[source.dataset.name].test)
+            kept_out = set(splits[source.dataset.name].kept_out)
             candidates = measured_candidates(index, source, patterns, mapper)
             hashes[source.dataset.name] = {
-                c.case.name: [f.content_hash for f in c.channels] for c in candidates if c.case.name in test
+                c.case.name: [f.content_hash for f in c.channels] for c in candidates if c.case.name in kept_out
             }
     return hashes

@@ -116,7 +116,7 @@ def excluded_cases(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], doma
 
     By patient and over all domains, for one person may be in several; the target itself need not be a domain.
     """
-    test = {split.patients[case] for split in splits.values() for case in (*split.test, *split.untouched)}
+    test = {split.patients[case] for split in splits.values() for case in split.kept_out}
     patterns = parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
     return [
         f"{name}:{case.name}"

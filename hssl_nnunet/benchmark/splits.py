@@ -7,7 +7,7 @@ there. The user's `splits_final.json` is neither read nor written.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class DatasetSplit:
         test: the test cases, sorted.
         patients: case -> patient, of every case.
         order: seed -> the remaining cases in the order in which budgets take them: a budget of n takes the first n.
-        untouched: where values are tuned, the cases that test otherwise: neither trained on nor looked at.
+        untouched: where values are tuned, cases of patients who test otherwise: neither trained on nor scored.
     """
 
     test: tuple[str, ...]
@@ -55,6 +55,11 @@ class DatasetSplit:
     untouched: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def kept_out(self) -> tuple[str, ...]:
+        """Cases that no training and no pretraining may see."""
+        return (*self.test, *self.untouched)
 
     def labelled(self, seed: int, budget: str, min_cases: int = 1) -> list[str]:
         """The labelled cases of a seed at a budget, sorted.
@@ -89,7 +94,7 @@ def budget_cases(budget: str, available: int, min_cases: int = 1) -> int:
 
 
 def make_split(
-    cases: Sequence[CaseInfo], test_fraction: float, seeds: Sequence[int], tune: bool = False
+    cases: Sequence[CaseInfo], test_fraction: float, seeds: Sequence[int], untouched: Collection[str] = ()
 ) -> DatasetSplit:
     """Draw the test set and, for each seed, the order of the other cases.
 
@@ -100,29 +105,33 @@ def make_split(
         cases: every labelled case of the dataset.
         test_fraction: share of the patients that test; at least one, and at least one is left.
         seeds: seeds of the orders.
-        tune: leave the test set untouched and draw another from the rest, of the same share, to score instead.
+        untouched: patients who are left out of both.
 
     Raises:
-        HSSLError: fewer than two patients, or three where values are tuned.
+        HSSLError: fewer than two patients are left.
     """
-    test = _drawn_patients(cases, test_fraction)
-    if tune:
-        split = make_split([c for c in cases if c.patient not in test], test_fraction, seeds)
-        patients = {c.case: c.patient for c in sorted(cases, key=lambda c: c.case)}
-        return replace(split, patients=patients, untouched=tuple(sorted(c.case for c in cases if c.patient in test)))
-    rest = [c for c in cases if c.patient not in test]
+    usable = [c for c in cases if c.patient not in untouched]
+    test = drawn_patients(usable, test_fraction)
+    rest = [c for c in usable if c.patient not in test]
     return DatasetSplit(
-        test=tuple(sorted(c.case for c in cases if c.patient in test)),
+        test=tuple(sorted(c.case for c in usable if c.patient in test)),
         patients={c.case: c.patient for c in sorted(cases, key=lambda c: c.case)},
         order={seed: tuple(c.case for c in training_order(rest, seed)) for seed in seeds},
+        untouched=tuple(sorted(c.case for c in cases if c.patient in untouched)),
     )
 
 
-def _drawn_patients(cases: Sequence[CaseInfo], fraction: float) -> set[str]:
+def drawn_patients(cases: Sequence[CaseInfo], fraction: float) -> set[str]:
+    """The patients who test: the same for the same cases and share.
+
+    Raises:
+        HSSLError: fewer than two patients.
+    """
     patients = sorted({c.patient for c in cases})
     if len(patients) < 2:
         raise HSSLError(
-            f"A benchmark needs at least two patients, three to tune; got {len(patients)}. Check `--patient_regex`."
+            f"Two patients are needed to train and to score, one more to tune; left: {', '.join(patients) or 'none'}. "
+            "Check `--patient_regex` and `--test_fraction`."
         )
     count = min(max(1, round(fraction * len(patients))), len(patients) - 1)
     return set(np.random.default_rng(TEST_SEED).permutation(patients)[:count].tolist())
@@ -165,24 +174,49 @@ def fixed_splits(
         cases: dataset name -> its labelled cases.
         test_fraction: share of patients that test, for datasets that are new.
         seeds: seeds that are needed.
-        tune: whether datasets that are new score validation cases, as `make_split`.
+        tune: score validation cases instead: the patients who test without it, in any of the datasets, are left
+            untouched in all.
 
     Raises:
-        HSSLError: a test case of the file is gone, or a case has come that the file does not know.
+        HSSLError: a test case of the file is gone, a case has come that the file does not know, the file was drawn with
+            the other `tune`, or a dataset that is new makes a patient of the others untouched.
     """
     path = folder / SPLITS_FILE
     splits = read_splits(folder) if path.is_file() else {}
+    _check_mode(splits, tune, path)
+    # one person may be in several datasets: who tests in one of them is left alone in all
+    untouched = {split.patients[case] for split in splits.values() for case in split.untouched}
+    if tune:
+        untouched |= {p for infos in cases.values() for p in drawn_patients(infos, test_fraction)}
     for dataset_name, infos in cases.items():
         if dataset_name not in splits:
-            splits[dataset_name] = make_split(infos, test_fraction, seeds, tune)
+            splits[dataset_name] = make_split(infos, test_fraction, seeds, untouched)
             continue
         split = splits[dataset_name]
         _check_cases(split, infos, dataset_name, path)
-        rest = [c for c in infos if c.case not in {*split.test, *split.untouched}]
+        rest = [c for c in infos if c.case not in split.kept_out]
         new = {s: tuple(c.case for c in training_order(rest, s)) for s in seeds if s not in split.order}
         splits[dataset_name] = replace(split, order={**split.order, **new})
+    _check_untouched(splits, untouched, path)
     write_json(path, {name: to_json(split) for name, split in splits.items()})
     return splits
+
+
+def _check_mode(splits: Mapping[str, DatasetSplit], tune: bool, path: Path) -> None:
+    if splits and any(split.untouched for split in splits.values()) != tune:
+        was, now = ("without", "with") if tune else ("with", "without")
+        raise HSSLError(f"{path} was drawn {was} --tune. Use another folder with `-o` for a benchmark {now} it.")
+
+
+def _check_untouched(splits: Mapping[str, DatasetSplit], untouched: Collection[str], path: Path) -> None:
+    """A dataset that is added later may show test patients whom an earlier one has trained on."""
+    for name, split in splits.items():
+        used = {p for case, p in split.patients.items() if case not in split.untouched} & set(untouched)
+        if used:
+            raise HSSLError(
+                f"{', '.join(sorted(used))} would test in a dataset that is new, and {path} uses them in {name}. "
+                "To tune on all of them start in another folder with `-o`."
+            )
 
 
 def read_splits(folder: Path) -> dict[str, DatasetSplit]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict
 
@@ -19,7 +20,17 @@ from hssl_nnunet.benchmark.splits import DatasetSplit, budget_cases
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, dataset_name
-from hssl_nnunet.plan_schema import SEEDED_SUFFIX, FinetuningPlan, TargetBlock, parse, to_json
+from hssl_nnunet.plan_schema import (
+    SEEDED_SUFFIX,
+    FinetuningPlan,
+    TargetBlock,
+    finetuning_plan,
+    merged,
+    parse,
+    preset_of_plans,
+    pretraining_plan,
+    to_json,
+)
 from hssl_nnunet.transfer.weights_file import file_sha256
 from hssl_nnunet.versions import cpu_model, versions
 
@@ -36,6 +47,7 @@ FIXED = (
     "min_cases",
     "pretraining",
     "finetuning",
+    "plan_values",
 )
 SPLITS_FILE, FOLDS_FILE = "splits_final.json", "folds.json"
 
@@ -60,6 +72,8 @@ class BenchmarkPlan:
         nsd_tolerance_mm: tolerance of the normalised surface Dice in mm.
         pretraining: pretraining values that differ from the preset's, for every arm.
         finetuning: fine-tuning values that differ from the preset's, for every arm.
+        plan_values: every value of `pretraining` and `finetuning` that arms start from, defaults included: defaults may
+            change between versions.
         device: device of every job; null = the GPU if there is one.
         about: versions and hardware.
     """
@@ -79,6 +93,7 @@ class BenchmarkPlan:
     nsd_tolerance_mm: float
     pretraining: dict[str, object]
     finetuning: dict[str, object]
+    plan_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     device: str | None
     about: dict[str, object]
 
@@ -114,6 +129,11 @@ def plan_from_options(
     if unknown := sorted(values.keys() - {"pretraining", "finetuning", "arms"}):
         raise HSSLError(f"{values_file}: unknown keys {', '.join(unknown)}; known: pretraining, finetuning, arms.")
     own = parse(dict[str, Arm], values.get("arms", {}), f"`arms` of {values_file}")
+    chosen, base = chosen_arms(arms, own), {key: values.get(key, {}) for key in ("pretraining", "finetuning")}
+    plan_values = resolved(plans_name, base, f"{values_file or 'the preset'}")
+    for name, arm in chosen.items():
+        of_arm = {"pretraining": arm.pretraining, "finetuning": arm.finetuning}
+        resolved(plans_name, merged(base, of_arm), f"arm {name}")
     return BenchmarkPlan(
         command=command,
         datasets=tuple(dataset_name(d) for d in datasets),
@@ -122,17 +142,39 @@ def plan_from_options(
         plans_name=plans_name,
         budgets=tuple(dict.fromkeys(budgets)),
         min_cases=min_cases,
-        arms=chosen_arms(arms, own),
+        arms=chosen,
         seeds=tuple(range(seeds)),
         test_fraction=test_fraction,
         tune=tune,
         patient_regex=tuple(patient_regex),
         nsd_tolerance_mm=nsd_tolerance_mm,
-        pretraining=values.get("pretraining", {}),
-        finetuning=values.get("finetuning", {}),
+        plan_values=plan_values,
+        **base,
         device=device,
         about={"versions": versions(), "cpu": cpu_model(), "cores": os.cpu_count(), "platform": platform.platform()},
     )
+
+
+def resolved(plans_name: str, values: dict[str, dict[str, Any]], source: str) -> dict[str, dict[str, Any]]:
+    """Whole plans of pretraining and fine-tuning: the preset's of these plans, with other values on top.
+
+    Args:
+        plans_name: name of the targets' plans.
+        values: `pretraining` and `finetuning`, what differs.
+        source: whose values they are.
+
+    Raises:
+        HSSLError: an unknown or wrong value.
+    """
+    preset = preset_of_plans({"plans_name": plans_name})
+    try:
+        plans = {
+            "pretraining": pretraining_plan(preset, **values["pretraining"]),
+            "finetuning": finetuning_plan(preset, **values["finetuning"]),
+        }
+    except HSSLError as error:
+        raise HSSLError(f"Values of {source}: {error}") from None
+    return {key: to_json(plan) for key, plan in plans.items()}
 
 
 class Workspace:
@@ -171,7 +213,7 @@ class Workspace:
         if not (self.folder / PLAN_FILE).is_file():
             return
         old, new = to_json(self.plan()), to_json(plan)
-        pairs = {key: (old[key], new[key]) for key in FIXED}
+        pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
         pairs |= {f"arm {a}": (old["arms"][a], new["arms"][a]) for a in old["arms"].keys() & new["arms"].keys()}
         if changed := [f"{key} was {was}, is {now}" for key, (was, now) in pairs.items() if was != now]:
             raise HSSLError(

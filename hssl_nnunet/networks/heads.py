@@ -17,7 +17,7 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
     standard deviation restore it.
 
     Args:
-        features: `(B, C, X, Y[, Z])`.
+        features: `(B, C, X, Y[, Z])`, at least float32.
         valid: `(B, 1, X, Y[, Z])` bool at the same resolution, False = padding. An image without a valid voxel at
             this resolution is described by all its voxels.
         pooling: which statistics.
@@ -27,7 +27,7 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
     """
     features, valid = features.flatten(2), valid.flatten(2)  # (B, C, N), (B, 1, N)
     valid = valid | ~valid.any(dim=2, keepdim=True)
-    share = (valid / valid.sum(2, keepdim=True)).to(features.dtype).transpose(1, 2)  # (B, N, 1)
+    share = (valid.to(features.dtype) / valid.sum(2, keepdim=True)).transpose(1, 2)  # (B, N, 1)
     # products with the mask, not masked copies: half the time, for the features of level 1 are large
     with torch.autocast(features.device.type, enabled=False):
         mean = features @ share  # (B, C, 1)

@@ -93,6 +93,8 @@ def test_an_overlap_is_found_by_case_by_patient_and_by_content() -> None:
     assert seen(MR, "other", "p4", "x") == [f"{PET}:S4"]
     assert seen(MR, "other", "x", "h1") == [f"{PET}:S1"]
     assert seen(PET, "S2", "p2", "h2") == []
+    splits[PET] = replace(splits[PET], untouched=("S2",))  # where values are tuned, who tests otherwise
+    assert seen(PET, "S2", "x", "x") == seen(MR, "other", "p2", "x") == [f"{PET}:S2"]
 
 
 def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path) -> None:
@@ -104,6 +106,7 @@ def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path)
     workspace.write_plan(options(arms=["mae"], budgets=["20%"]))
     kept = workspace.plan()
     assert (list(kept.arms), kept.budgets, kept.seeds) == (["scratch", "hssl", "mae"], ("5%", "20%"), (0,))
+    assert plan.plan_values["pretraining"]["initial_lr"] > 0 and plan.plan_values["finetuning"]["num_epochs"] > 0
     (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 7}}')
     for changes, named in (
         ({"values_file": tmp_path / "values.json"}, "finetuning"),
@@ -140,6 +143,22 @@ def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_p
         (["hssl"], {"hssl": low}, "hssl ship with hssl"),
         (["high"], {"low": low}, "low"),
         (["low"], {"low": {"descriptio": "x"}}, "values.json"),
+        (["hssl", "low"], {"low": {**low, "finetuning": {"initial_rate": 1}}}, "arm low.*initial_rate"),
+        (["hssl", "low"], {"low": {**low, "trainer": "nnUNetTrainerX"}}, "nnUNetTrainerHSSLScratch"),
+        (["scratch", "low"], {"low": {**low, "weights_of": "scratch"}}, "nothing makes"),
+        (["low"], {"low": {"description": "x"}}, "nothing makes"),
+        (["a", "b"], {"a": {**low, "weights_of": "b"}, "b": {**low, "weights_of": "a"}}, "nothing makes"),
+        (["a/b"], {"a/b": {"description": "x", "pretrained_on": "all"}}, "becomes a folder"),
     ):
-        with pytest.raises(HSSLError, match=said):
+        with pytest.raises(HSSLError, match=f"(?s){said}"):
             chosen(arms, added)
+
+
+def test_defaults_that_changed_between_versions_are_noticed(plan: BenchmarkPlan, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    workspace.write_plan(plan)
+    values = {**plan.plan_values, "pretraining": {**plan.plan_values["pretraining"], "initial_lr": 0.5}}
+    with pytest.raises(HSSLError, match="plan_values was"):
+        workspace.check_plan(replace(plan, plan_values=values))
+    workspace.write_plan(replace(plan, plan_values={}))  # as an older version wrote it
+    workspace.check_plan(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,6 +99,7 @@ class Facts:
         commands: every command behind it, in order.
         about: the environment: `versions` and whatever else is told; values may be nested.
         settings: values of the benchmark that hold for every arm.
+        plan_values: every value of pretraining and fine-tuning that arms start from.
         datasets: dataset names asked for.
         budgets: label budgets asked for.
         arms: arms asked for, with or without what is said of them.
@@ -111,6 +113,7 @@ class Facts:
     commands: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    plan_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     arms: tuple[str, ...] | dict[str, ArmFacts] = ()
@@ -206,7 +209,7 @@ def _transfers(folder: Path, facts: Facts) -> dict[str, dict[str, dict[str, int]
         for arm in facts.arms:
             # nnU-Net's folder of a training; a run's plans are named after arm and seed
             folders = (folder / "nnUNet_results" / dataset_name).glob(f"*__{configuration}/fold_*/transfer.json")
-            mine = [p for p in folders if f"__{plans_name}_{arm}_s" in p.parts[-3]]
+            mine = [p for p in folders if re.search(rf"__{re.escape(f'{plans_name}_{arm}')}_s\d+__", p.parts[-3])]
             if mine:
                 totals = read_json(min(mine))["totals"]
                 tables.setdefault(dataset_name, {})[arm] = {

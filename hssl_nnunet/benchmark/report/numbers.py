@@ -29,6 +29,7 @@ def numbers(content: Content) -> dict[str, Any]:
         "command": facts.command,
         "about": facts.about,
         "settings": facts.settings,
+        "plan_values": facts.plan_values,
         "datasets": facts.datasets,
         "budgets": facts.budgets,
         "arms": list(facts.arms),
