@@ -4,8 +4,8 @@
 
 For each number a process of its own reads a generated manifest, holds patients out, builds the trainer on a tiny
 topology and reads its first batch, as `hssl pretrain` does. Many rows point to one of a few files of tiny voxels, so
-that the disk is not what is measured. Memory is the process' peak; the part that torch and nnU-Net need with an almost
-empty corpus is told apart by a run with ten images.
+that the disk is not what is measured. Memory is the peak until that batch; the part that torch and nnU-Net need
+with an almost empty corpus is told apart by a run with ten images. Every number is the median of a few processes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,13 +44,17 @@ def main() -> None:
     if args.child:
         print(json.dumps(start(args.child)))
         return
-    runs = [measured(count) for count in (EMPTY, *args.images)]
+    runs = [median_of([measured(count) for _ in range(args.repeats)]) for count in (EMPTY, *args.images)]
     for run in runs[1:]:
         run["peak_gib_above_empty"] = round(run["peak_gib"] - runs[0]["peak_gib"], 3)
     known = read_json(args.out) if args.out.is_file() else {}
     command = f"python benchmarks/corpus_scale.py --images {' '.join(map(str, args.images))} --label {args.label}"
     measured_now = {"command": command, "cpu": cpu_model(), "versions": versions(), "runs": runs}
     write_json(args.out, {**known, args.label: measured_now})
+
+
+def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]} | {"processes": len(runs)}
 
 
 def measured(count: int) -> dict[str, Any]:
@@ -94,6 +99,7 @@ def start(count: int) -> dict[str, Any]:
         training, _ = trainer.get_dataloaders()
     with timed(seconds, "first_batch"):
         next(training)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ready = time.perf_counter()
     for step in range(10**6, 10**6 + STEPS):  # a step far ahead costs what the first one does
         training.sampler.step(step)
@@ -107,7 +113,7 @@ def start(count: int) -> dict[str, Any]:
         "start_s": round(start_s, 2),
         **{f"{name}_s": round(value, 3) for name, value in seconds.items()},
         "draw_of_a_step_us": round(1e6 * draw, 1),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "peak_gib": round(peak, 3),
     }
 
 
@@ -211,6 +217,7 @@ def architecture() -> dict[str, Any]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", type=int, default=[1000, 10000, 100000])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--label", default="now", help="name of the measurement; others in the file stay")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/corpus_scale.json"))

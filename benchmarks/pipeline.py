@@ -21,41 +21,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import about, pretrainer, ratios, synchronise
 
 from hssl_nnunet.data.volumes import VolumeCache
 from hssl_nnunet.files import write_json
-from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment
-from hssl_nnunet.paths import dataset_name
+from hssl_nnunet.launch import set_environment
 from hssl_nnunet.training.precision import describe
-from hssl_nnunet.versions import cpu_model, versions
-
-set_environment()
-os.environ["nnUNet_results"] = tempfile.mkdtemp()
-
-from nnunetv2.run.run_training import get_trainer_from_args  # noqa: E402  reads the environment when imported
 
 
 def main() -> None:
     args = arguments()
+    set_environment()
+    os.environ["nnUNet_results"] = tempfile.mkdtemp()
     torch.set_num_threads(args.threads)
-    trainer = get_trainer_from_args(
-        dataset_name(args.corpus), "3d_fullres", "all", PRETRAIN_TRAINER, args.plans, device=args.device
-    )
+    trainer = pretrainer(args.corpus, args.plans, args.device)
     trainer.initialize()
+    told = about(args.device, args.threads)
+    source = loader(trainer, 0)
+    for step in range((args.blocks + 1) * args.steps + 1):  # every setting finds the files in the system's cache
+        source.read(step)
+    source.close()
     runs = [compared(trainer, w, c, args) for w in args.workers for c in args.cache_gib]
-    write_json(
-        args.out,
-        {
-            "command": f"python {shlex.join(sys.argv)}",
-            "cpu": cpu_model(),
-            "device": str(args.device),
-            "threads": args.threads,
-            "precision": describe(trainer.device, trainer.plan.precision),
-            "versions": versions(),
-            "images_per_step": trainer.batch_size,
-            "runs": runs,
-        },
-    )
+    precision = describe(trainer.device, trainer.plan.precision)
+    measured = {"precision": precision, "images_per_step": trainer.batch_size, "runs": runs}
+    write_json(args.out, {"command": f"python {shlex.join(sys.argv)}", **told, **measured})
 
 
 def compared(trainer: Any, workers: int, cache_gib: float, args: argparse.Namespace) -> dict[str, Any]:
@@ -68,18 +57,13 @@ def compared(trainer: Any, workers: int, cache_gib: float, args: argparse.Namesp
         pair = end_to_end(trainer, first, args.steps), ready(trainer, first, args.steps)
         if block:  # the first one warms up
             pairs.append(pair)
-    shares = [fed / whole for whole, fed in pairs]
     rate = trainer.batch_size * args.steps
     run = {
         "num_workers": workers,
         "cache_gib": cache_gib,
         "images_per_s": round(rate / statistics.median(whole for whole, _ in pairs), 2),
         "ready_images_per_s": round(rate / statistics.median(fed for _, fed in pairs), 2),
-        "share_of_ready_rate": {
-            "median": round(statistics.median(shares), 3),
-            "min": round(min(shares), 3),
-            "max": round(max(shares), 3),
-        },
+        "share_of_ready_rate": ratios([fed for _, fed in pairs], [whole for whole, _ in pairs]),
         "blocks": args.blocks,
         "steps_per_block": args.steps,
     }
@@ -92,36 +76,34 @@ def loader(trainer: Any, first: int) -> Any:
 
 
 def end_to_end(trainer: Any, first: int, steps: int) -> float:
-    """Seconds from the first read to the last step's end."""
-    begin = time.perf_counter()
+    """Seconds of some steps with their reading; a step before them fills what is read ahead, as in a long run."""
     source = loader(trainer, first)
+    trainer.train_step(next(source))
+    synchronise(trainer.device)
+    begin = time.perf_counter()
     for _ in range(steps):
         trainer.train_step(next(source))
-    synchronise(trainer)
+    synchronise(trainer.device)
+    seconds = time.perf_counter() - begin
     source.close()
-    return time.perf_counter() - begin
+    return seconds
 
 
 def ready(trainer: Any, first: int, steps: int) -> float:
     """Seconds of the same steps with prepared chunks."""
     source = loader(trainer, first)
-    batches = [source.read(first + step) for step in range(steps)]
+    batches = [source.read(first + 1 + step) for step in range(steps)]
     source.close()
     chunks = {raw.seed: trainer.preparer.chunk(raw) for batch in batches for raw in batch}
     prepare, trainer.preparer.chunk = trainer.preparer.chunk, lambda raw: chunks[raw.seed]
-    synchronise(trainer)
+    synchronise(trainer.device)
     begin = time.perf_counter()
     for batch in batches:
         trainer.train_step(batch)
-    synchronise(trainer)
+    synchronise(trainer.device)
     seconds = time.perf_counter() - begin
     trainer.preparer.chunk = prepare
     return seconds
-
-
-def synchronise(trainer: Any) -> None:
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def arguments() -> argparse.Namespace:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import about, pretrainer, ratios, synchronise
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,45 +32,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from hssl_nnunet.data.crops import read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan
 from hssl_nnunet.files import write_json
-from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment
+from hssl_nnunet.launch import set_environment
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.losses.reconstruction import Reconstruction
 from hssl_nnunet.networks.projection import project
-from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.training import precision
-from hssl_nnunet.versions import cpu_model, versions
-
-set_environment()
-os.environ["nnUNet_results"] = tempfile.mkdtemp()
-
-from nnunetv2.run.run_training import get_trainer_from_args  # noqa: E402  reads the environment when imported
-
-SPREAD = {"median": statistics.median, "min": min, "max": max}
 
 
 def main() -> None:
     args = arguments()
+    set_environment()
+    os.environ["nnUNet_results"] = tempfile.mkdtemp()
     torch.set_num_threads(args.threads)
-    trainer = get_trainer_from_args(
-        dataset_name(args.corpus), "3d_fullres", "all", PRETRAIN_TRAINER, args.plans, device=args.device
-    )
+    trainer = pretrainer(args.corpus, args.plans, args.device)
     trainer.initialize()
+    told = about(args.device, args.threads)
     found = ceilings(trainer, args.steps)
     domains = {trainer.corpus.domains[d].dataset_name: of_domain(trainer, d, args.steps, found) for d in used(trainer)}
-    write_json(
-        args.out,
-        {
-            "command": f"python {shlex.join(sys.argv)}",
-            "cpu": cpu_model(),
-            "device": device_name(trainer.device),
-            "threads": args.threads,
-            "precision": precision.describe(trainer.device, trainer.plan.precision),
-            "versions": versions(),
-            "seed": trainer.plan.seed,
-            "ceilings": found,
-            "domains": domains,
-        },
-    )
+    described = precision.describe(trainer.device, trainer.plan.precision)
+    measured = {"precision": described, "seed": trainer.plan.seed, "ceilings": found, "domains": domains}
+    write_json(args.out, {"command": f"python {shlex.join(sys.argv)}", **told, **measured})
 
 
 def used(trainer: Any) -> list[int]:
@@ -97,12 +79,11 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
                 seconds[name].append(took)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     flops, moved = counted(parts["pure_network"])
-    over = [a / b for a, b in zip(seconds["step"], seconds["pure_network"], strict=True)]
     result = {
         "images": len(rows),
         "crop_size": list(trainer.geometries[domain].crop_size),
         **{f"{name}_s": [round(s, 4) for s in values] for name, values in seconds.items()},
-        "step_over_pure": {name: round(of(over), 3) for name, of in SPREAD.items()},
+        "step_over_pure": ratios(seconds["step"], seconds["pure_network"]),
         "projection_share": round(middle["projection"] / middle["step"], 4),
         "heads_and_loss_share": round(middle["heads_and_loss"] / middle["step"], 4),
         "views_share": round(middle["views"] / middle["step"], 4),
@@ -189,11 +170,6 @@ def timed(trainer: Any, part: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 class Bytes(TorchDispatchMode):
     """Counts the bytes that operations read and write; views and shapes move nothing."""
 
@@ -237,10 +213,6 @@ def ceilings(trainer: Any, steps: int) -> dict[str, float]:
     with torch.no_grad():
         best = {name: min(timed(trainer, part) for _ in range(steps + 2)) for name, (_, part) in work.items()}
     return {name: round(amount / best[name] / 1e9, 1) for name, (amount, _) in work.items()}
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def arguments() -> argparse.Namespace:

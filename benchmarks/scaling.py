@@ -11,10 +11,10 @@ gradient alone takes over a link, were nothing of it hidden behind the backward 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,13 +23,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from common import about, ratios
+
 from hssl_nnunet.data.crops import DomainGeometry
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import CorpusBlock, corpus_block
-from hssl_nnunet.versions import cpu_model, versions
 
 BIN = Path(sys.executable).parent
 FLOAT = 4  # bytes
@@ -42,9 +45,7 @@ def main() -> None:
     block = corpus_block(read_json(folder / f"{args.plans}.json"), folder)
     result = {
         "command": f"python {shlex.join(sys.argv)}",
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "versions": versions(),
+        **about(torch.device("cpu"), 1),
         "counted": counted(block, args.counted_ranks),
         "measured": measured(folder, args) if args.ranks else None,
     }
@@ -58,14 +59,15 @@ def counted(block: CorpusBlock, ranks: list[int]) -> dict[str, Any]:
     parameters = sum(p.numel() for p in HSSLNetwork(block).parameters())
     geometries = [DomainGeometry.from_domain(d, plan.views) for d in block.domains]
     boxes = [
-        FLOAT * volume([n + 2 * m for n, m in zip(g.crop_size, g.margin(plan.views), strict=True)]) for g in geometries
+        FLOAT * math.prod(n + 2 * m for n, m in zip(g.crop_size, g.margin(plan.views), strict=True)) for g in geometries
     ]
+    drawn = [d.num_images**plan.alpha for d in block.domains]  # how often a domain is
     images = plan.chunks_per_step * plan.images_per_chunk
     gradient = FLOAT * parameters
     return {
         "parameters": parameters,
         "images_per_rank": images,
-        "read_mib_per_rank": round(images * statistics.mean(boxes) / 2**20, 2),
+        "read_mib_per_rank": round(images * float(np.average(boxes, weights=drawn)) / 2**20, 2),
         "by_ranks": {str(n): of_ranks(n, gradient, images, plan.projection_width) for n in ranks},
     }
 
@@ -81,15 +83,8 @@ def of_ranks(n: int, gradient: int, images: int, width: int) -> dict[str, Any]:
     }
 
 
-def volume(edges: list[int]) -> int:
-    total = 1
-    for edge in edges:
-        total *= edge
-    return total
-
-
 def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Median epoch time by number of ranks, and the speed-up over one, pair by pair."""
+    """Epoch times by number of ranks, and the speed-up over the first number, pair by pair."""
     seconds: dict[int, list[float]] = {n: [] for n in args.ranks}
     steps = {"num_epochs": 3, "num_iterations_per_epoch": args.steps, "num_val_iterations_per_epoch": 1}
     with changed_plans(folder, args.plans, {**steps, "probe_every": 1000, "num_workers": 0}) as name:
@@ -101,14 +96,8 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "steps_per_epoch": args.steps,
         "epoch_s": {str(n): values for n, values in seconds.items()},
-        "speed_up": {
-            str(n): {name: round(of([a / b for a, b in zip(first, values, strict=True)]), 2) for name, of in SPREAD}
-            for n, values in seconds.items()
-        },
+        "speed_up": {str(n): ratios(first, values, 2) for n, values in seconds.items()},
     }
-
-
-SPREAD = (("median", statistics.median), ("min", min), ("max", max))
 
 
 @contextmanager

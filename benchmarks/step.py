@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import ratios
 
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
@@ -98,7 +99,7 @@ def step_times(dataset: str, plans: str, steps: int) -> dict[str, object]:
         "patch_size": list(map(int, configuration.patch_size)),
         "auto_is": describe(CPU),
         **{f"{arm}_s": [round(s, 3) for s in values] for arm, values in seconds.items()},
-        **{f"stock_over_{arm}": ratio(seconds["stock"], seconds[arm]) for arm in list(arms)[1:]},
+        **{f"stock_over_{arm}": ratios(seconds["stock"], seconds[arm], 2) for arm in list(arms)[1:]},
         "parts_s": {arm: found.medians() for arm, found in parts.items()},
         "wait_for_a_batch_s": round(statistics.median(waited[1:]), 4),
     }
@@ -135,11 +136,6 @@ class Parts:
         """Of every step but the first, which warms up."""
         columns = zip(*self.steps[1:], strict=True)
         return {name: round(statistics.median(column), 4) for name, column in zip(self.NAMES, columns, strict=True)}
-
-
-def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(over, under, strict=True)]
-    return {"median": round(statistics.median(ratios), 2), "min": round(min(ratios), 2), "max": round(max(ratios), 2)}
 
 
 def curves(dataset: str, plans: str, steps: int) -> dict[str, object]:

@@ -1,0 +1,50 @@
+"""What the scripts here share: spread of pairs, the trainer of a corpus, where something was measured."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hssl_nnunet.launch import PRETRAIN_TRAINER
+from hssl_nnunet.paths import dataset_name
+from hssl_nnunet.versions import cpu_model, versions
+
+
+def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Median, smallest and largest."""
+    of = {"median": statistics.median, "min": min, "max": max}
+    return {name: round(function(values), digits) for name, function in of.items()}
+
+
+def ratios(over: Sequence[float], under: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Spread of the ratios of measurements that were made in turn, pair by pair."""
+    return spread([a / b for a, b in zip(over, under, strict=True)], digits)
+
+
+def about(device: torch.device, threads: int) -> dict[str, Any]:
+    """Where something was measured, and how busy the machine was before."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": threads,
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": versions(),
+    }
+
+
+def pretrainer(corpus: str, plans: str, device: torch.device) -> Any:
+    """The trainer of `hssl pretrain`, not yet initialised; `set_environment` and `nnUNet_results` come first."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    return get_trainer_from_args(dataset_name(corpus), "3d_fullres", "all", PRETRAIN_TRAINER, plans, device=device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU has been given; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
