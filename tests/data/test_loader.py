@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -112,3 +113,15 @@ def test_only_a_few_steps_are_read_ahead(loader, monkeypatch):
 def test_chunks_for_a_gpu_lie_in_pinned_memory(loader):
     chunk = next(loader(num_workers=1, pin_memory=True))[0]
     assert chunk.source.is_pinned() and chunk.valid.is_pinned()
+
+
+def test_a_volume_that_cannot_be_read_is_not_paid_for(rows, tmp_path, monkeypatch):
+    path = tmp_path / rows[0].preprocessed
+    broken, cache = MagicMock(shape=(1, 4, 4, 4), dtype=np.dtype(np.float32)), VolumeCache(1.0)
+    broken.__getitem__.side_effect = RuntimeError("blosc2: broken")
+    with monkeypatch.context() as patched:
+        patched.setattr("hssl_nnunet.data.volumes.open_volume", lambda path: broken)
+        with pytest.raises(RuntimeError, match="broken"):
+            cache.open(path)
+    assert cache.used == 0
+    assert cache.open(path).shape == (1, 20, 24, 16) and cache.used == 4 * 20 * 24 * 16
