@@ -108,7 +108,8 @@ class PretrainingPlan:
         embedding_width: width of `h`, the pooled features.
         projection_width: width of `z`, on which NT-Xent works.
         checkpointing: activations kept for the backward pass: all (`none`), or those of one `chunk` or one `image` at a
-            time, the rest computed again. The gradient is the same; a step may then have any number of images.
+            time, the rest computed again. The gradient is the same; more images then cost memory for inputs and outputs
+            alone.
         probe_every: epochs between linear probes, embedding picture and reconstruction sheet.
         precision: `auto` follows the hardware.
         num_workers: threads that read and crop ahead of the step.

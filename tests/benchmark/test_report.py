@@ -598,11 +598,6 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         ("vanilla", "pending"),
         ("single_domain", "refused"),
     }
-
-    for tune in (False, True):
-        Workspace(tmp_path).write_plan(replace(plan, tune=tune))
-        page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-        assert ("scored on validation cases" in page.sections["answer"]) == tune
     told = dict(environment({**content.facts.about, **content.facts.settings}))
     assert told["pretraining: num_epochs"] == "7" and told["pretraining: loss: image"] == "0.5"
     assert told["domains"] == f"{target}, Dataset053_SarcomaPET" and "device" not in told
