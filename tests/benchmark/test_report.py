@@ -303,6 +303,9 @@ def test_the_pooled_table_and_the_epochs_show_the_statistics(folder: Path, page:
         told = f"{reach.epoch} ({100 * reach.share:.0f} %)" if reach else "not reached"
         assert reached[dataset_name, budget][place] == told
     assert reached[DATASETS[0], "5%"] == ["40 (100 %)", "40 (100 %)", "10 (25 %)", "40 (100 %)"]
+    of_scratch = page.grouped("Epochs to reach the final Dice of scratch")
+    reach = st.epochs_to_reach(records, DATASETS[0], "5%", "hssl", "scratch")
+    assert reach is not None and of_scratch[DATASETS[0], "5%"][2].startswith(f"{reach.epoch} (")
 
 
 def test_the_figures_tell_the_statistics(folder: Path, page: Page) -> None:

@@ -111,7 +111,7 @@ def draw_curves(
     curves: Mapping[str, Mapping[int, float]],
     styles: Mapping[str, ArmStyle],
     *,
-    line: tuple[str, float] | None,
+    levels: Mapping[str, float],
 ) -> str:
     """Draw test Dice along the training, one line an arm.
 
@@ -119,13 +119,13 @@ def draw_curves(
         name: unique in the page.
         curves: arm -> epoch -> mean Dice over seeds in Dice points; one epoch at least.
         styles: of the arms.
-        line: the arm whose final Dice is drawn as a level, and that Dice.
+        levels: arms whose final Dice is drawn as a dotted level, and that Dice.
     """
     with panel() as (figure, axes):
         for arm, curve in curves.items():
             axes.plot(list(curve), list(curve.values()), **styles[arm].line)
-        if line is not None:
-            axes.axhline(line[1], color=styles[line[0]].colour, linewidth=1, linestyle=(0, (1, 2)))
+        for arm, level in levels.items():
+            axes.axhline(level, color=styles[arm].colour, linewidth=1, linestyle=(0, (1, 2)))
         axes.set(xlabel="epoch", ylabel="Dice on the test cases")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         told = [f"{arm} {list(c.values())[0]:.1f} to {list(c.values())[-1]:.1f}" for arm, c in curves.items()]

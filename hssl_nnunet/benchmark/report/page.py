@@ -98,7 +98,8 @@ def _values(content: Content) -> dict[str, Any]:
         "pooled": tables.pooled(content, overall, comparisons),
         "missing": not_run(content),
         "grid_unknown": [k for k in ("datasets", "budgets", "arms", "seeds") if not getattr(content.facts, k)],
-        "reaches": tables.reaches(content, st.BASELINES[0]),
+        "compared_with": _compared_with(comparisons),
+        "reaches": {b: rows for b in st.BASELINES if (rows := tables.reaches(content, b))},
         "surfaces": surfaces(content),
         "costs": tables.costs(content),
         "pretrainings": tables.pretrainings(content),
@@ -109,6 +110,12 @@ def _values(content: Content) -> dict[str, Any]:
         "environment": tables.environment({**content.facts.about, **content.facts.settings}),
         **_panels(content, comparisons, styles),
     }
+
+
+def _compared_with(comparisons: list[st.Comparison]) -> str:
+    """The first baseline that arms are compared with; one that was not run gives way to the next."""
+    there = {c.baseline for c in comparisons}
+    return next((b for b in st.BASELINES if b in there), st.BASELINES[0])
 
 
 def _panels(content: Content, comparisons: list[st.Comparison], styles: Styles) -> dict[str, list[Panel]]:
@@ -153,7 +160,7 @@ def _dice(content: Content, name: str, dataset_name: str, styles: Styles) -> Pan
 def _differences(
     content: Content, name: str, dataset_name: str, comparisons: list[st.Comparison], styles: Styles
 ) -> Panel | None:
-    baseline = st.BASELINES[0]
+    baseline = _compared_with(comparisons)
     series: dict[str, dict[str, figures.Estimate]] = {arm: {} for arm in content.arms}
     order = content.budgets(dataset_name)
     for c in sorted(comparisons, key=lambda c: order.index(c.budget) if c.budget in order else -1):
@@ -193,6 +200,5 @@ def _curves(content: Content, name: str, dataset_name: str, budget: str, styles:
             curves[arm] = {epoch: fmean(run[epoch] for run in runs) for epoch in shared}
     if not curves:
         return None
-    baseline = st.BASELINES[0]
-    line = (baseline, list(curves[baseline].values())[-1]) if baseline in curves else None
-    return Panel(title=dataset_name, note=budget, svg=figures.draw_curves(name, curves, styles, line=line))
+    levels = {baseline: list(curves[baseline].values())[-1] for baseline in st.BASELINES if baseline in curves}
+    return Panel(title=dataset_name, note=budget, svg=figures.draw_curves(name, curves, styles, levels=levels))
