@@ -155,7 +155,9 @@ def _opened(path: str | Path) -> Iterator[Any]:
             yield opened
     except SafetensorError as error:
         with path.open("rb") as file:
-            is_pickle = file.read(4).startswith(PICKLE_STARTS)
+            start = file.read(9)
+        # a safetensors file begins with the length of its header, which may look like a pickle, and then the header
+        is_pickle = start.startswith(PICKLE_STARTS) and start[8:] != b"{"
         reason = "a pickle, which is never loaded" if is_pickle else f"truncated or no safetensors file ({error})"
         raise HSSLError(f"{path} is {reason}. {REMEDY}") from None
 
