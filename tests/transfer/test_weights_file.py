@@ -137,6 +137,10 @@ def newer(path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path, metadata={"hssl": json.dumps({"format_version": 2, "news": []})})
 
 
+def cut_and_like_a_pickle(path: Path) -> None:
+    path.write_bytes((0x0280).to_bytes(8, "little") + b'{"x":')  # a header of this length begins as pickles do
+
+
 def unknown_key(path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path, metadata={"hssl": json.dumps({"format_version": 1, "news": []})})
 
@@ -153,6 +157,7 @@ def broken_header(path: Path) -> None:
         (truncated, "truncated.*hssl pretrain"),
         (cut_in_header, "truncated.*hssl pretrain"),
         (empty, "truncated.*hssl pretrain"),
+        (cut_and_like_a_pickle, "truncated.*hssl pretrain"),
         (a_folder, "does not exist.*hssl pretrain"),
         (missing, "does not exist.*hssl pretrain"),
         (foreign, "without an `hssl` header.*hssl pretrain"),
