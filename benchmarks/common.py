@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,17 @@ import torch
 from hssl_nnunet.launch import PRETRAIN_TRAINER
 from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.versions import cpu_model, versions
+
+
+def corpus_parser(description: str | None, out: str) -> argparse.ArgumentParser:
+    """Options of a script that measures on a corpus; `out` is its file below `benchmarks/results`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("-device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results") / out)
+    return parser
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:

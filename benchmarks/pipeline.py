@@ -17,11 +17,10 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import about, pretrainer, ratios, synchronise
+from common import about, corpus_parser, pretrainer, ratios, synchronise
 
 from hssl_nnunet.data.volumes import VolumeCache
 from hssl_nnunet.files import write_json
@@ -107,16 +106,11 @@ def ready(trainer: Any, first: int, steps: int) -> float:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser = corpus_parser(__doc__, "pipeline.json")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache-gib", nargs="+", type=float, default=[0.0, 4.0])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("-device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pipeline.json"))
     return parser.parse_args()
 
 

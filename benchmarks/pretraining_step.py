@@ -19,11 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import about, pretrainer, ratios, synchronise
+from common import about, corpus_parser, pretrainer, ratios, synchronise
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -216,13 +215,8 @@ def ceilings(trainer: Any, steps: int) -> dict[str, float]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser = corpus_parser(__doc__, "pretraining_step.json")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("-device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pretraining_step.json"))
     return parser.parse_args()
 
 
