@@ -28,7 +28,7 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
     features, valid = features.flatten(2), valid.flatten(2)  # (B, C, N), (B, 1, N)
     valid = valid | ~valid.any(dim=2, keepdim=True)
     share = (valid.to(features.dtype) / valid.sum(2, keepdim=True)).transpose(1, 2)  # (B, N, 1)
-    # products with the mask, not masked copies: half the time, for the features of level 1 are large
+    # products with the mask, not masked copies: the features of level 1 are large
     with torch.autocast(features.device.type, enabled=False):
         mean = features @ share  # (B, C, 1)
         if pooling == "mean":
