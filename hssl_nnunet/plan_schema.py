@@ -40,6 +40,7 @@ class LossPlan:
         tau: temperature of every contrastive term.
         pooling: statistics of a feature map that describe its image; `mean` is the ablation.
         negatives: which images count as negatives in NT-Xent.
+        queue_per_domain: embeddings of earlier steps that each domain keeps as further negatives in NT-Xent; 0 = none.
         task_loss: form of the task term.
         group_loss: form of the group term.
         reconstruction_target: voxels that count: the `masked` ones, or all (`full`).
@@ -55,6 +56,7 @@ class LossPlan:
     tau: Positive
     pooling: Literal["mean_max_std", "mean"]
     negatives: Literal["all", "same_task", "other_task"]
+    queue_per_domain: Index = 0  # younger than format 1
     task_loss: Literal["classification", "contrast"]
     group_loss: Literal["classification", "contrast"]
     reconstruction_target: Literal["masked", "full"]

@@ -11,17 +11,24 @@ import torch
 from torch import Tensor
 
 from hssl_nnunet.losses.gather import gather_with_gradient
+from hssl_nnunet.losses.queue import EMPTY, NegativeQueue
 
 
 def nt_xent(
-    z: Tensor, image: Tensor, task: Tensor, tau: float, negatives: Literal["all", "same_task", "other_task"]
+    z: Tensor,
+    image: Tensor,
+    task: Tensor,
+    tau: float,
+    negatives: Literal["all", "same_task", "other_task"],
+    queue: NegativeQueue | None = None,
 ) -> Tensor:
     """Normalised temperature-scaled cross-entropy: an embedding finds the other view of its image among negatives.
 
     `mean_i -log( exp(z_i.z_i+ / tau) / sum_k exp(z_i.z_k / tau) )`, k over the other view i+ and the negatives of i.
 
     Source: Chen et al. 2020, SimCLR, eq. 1, https://arxiv.org/abs/2002.05709. Different here: `negatives` can be
-    limited by task, and an image that was drawn twice in a step is not its own negative.
+    limited by task, embeddings of earlier steps may join them, and an image is never its own negative, though it was
+    drawn twice in a step or lies in the queue.
 
     Args:
         z: (2, N, P) l2-normalised embeddings of two views.
@@ -29,15 +36,18 @@ def nt_xent(
         task: (N,) int64, index of the domain.
         tau: temperature, > 0.
         negatives: images that count as negatives: `all` others, those of the `same_task`, or of every `other_task`.
+        queue: embeddings of earlier steps, negatives by the same rule; no gradient flows into them.
 
     Returns:
         Scalar >= 0, at least float32. An anchor without negatives contributes 0.
     """
-    similarity = _similarity(z, tau)
     image, task = (gather_with_gradient(x).repeat_interleave(2) for x in (image, task))
-    kept = image[:, None] != image[None, :]
+    others, other_image, other_task = queue.entries() if queue else (None, image[:0], task[:0])
+    similarity = _similarity(z, tau, others)
+    columns, column_tasks = torch.cat([image, other_image]), torch.cat([task, other_task])
+    kept = (image[:, None] != columns) & (columns != EMPTY)
     if negatives != "all":
-        kept &= (task[:, None] == task[None, :]) == (negatives == "same_task")
+        kept &= (task[:, None] == column_tasks) == (negatives == "same_task")
     anchor = torch.arange(len(image), device=z.device)
     positive = anchor ^ 1  # rows 2n and 2n + 1 are the two views of image n
     kept[anchor, positive] = True
@@ -71,12 +81,16 @@ def supervised_contrast(z: Tensor, label: Tensor, tau: float) -> Tensor:
     return per_anchor.sum() / (positives > 0).sum().clamp(min=1)
 
 
-def _similarity(z: Tensor, tau: float) -> Tensor:
-    """Scaled dot products (V * M, V * M) of the M images of all processes; the views of an image are neighbours."""
+def _similarity(z: Tensor, tau: float, others: Tensor | None = None) -> Tensor:
+    """Scaled dot products of the M images of all processes with themselves and with K others: (V * M, V * M + K).
+
+    The views of an image are neighbours.
+    """
     rows = z.to(torch.promote_types(z.dtype, torch.float32)).transpose(0, 1)  # (N, V, P)
     rows = gather_with_gradient(rows).flatten(0, 1)
+    columns = rows if others is None else torch.cat([rows, others.to(rows.dtype)])
     with torch.autocast(z.device.type, enabled=False):  # exp(1 / tau) magnifies the error of bfloat16
-        return rows @ rows.T / tau
+        return rows @ columns.T / tau
 
 
 def _log_sum_exp(similarity: Tensor, kept: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.losses.classification import classification
 from hssl_nnunet.losses.contrastive import nt_xent, supervised_contrast
+from hssl_nnunet.losses.queue import NegativeQueue
 from hssl_nnunet.losses.reconstruction import Reconstruction, reconstruction_error
 from hssl_nnunet.plan_schema import LossPlan
 
@@ -54,7 +55,9 @@ class Outputs:
     reconstructions: tuple[Reconstruction, ...]
 
 
-def hierarchical_loss(outputs: Outputs, labels: Labels, plan: LossPlan) -> dict[str, Tensor]:
+def hierarchical_loss(
+    outputs: Outputs, labels: Labels, plan: LossPlan, queue: NegativeQueue | None = None
+) -> dict[str, Tensor]:
     """Weighted sum of the terms that the plan switches on; a term of weight 0 is not computed.
 
     With N images in every process, the mean of each value over the processes is its value over all images, and DDP's
@@ -64,6 +67,7 @@ def hierarchical_loss(outputs: Outputs, labels: Labels, plan: LossPlan) -> dict[
         outputs: at least the parts that the terms with a weight need.
         labels: of the same N images.
         plan: weights and forms of the terms.
+        queue: embeddings of earlier steps, further negatives of the image term.
 
     Returns:
         The unweighted value of each term with weight > 0, among `image`, `task`, `group` and `reconstruction`, and
@@ -74,7 +78,7 @@ def hierarchical_loss(outputs: Outputs, labels: Labels, plan: LossPlan) -> dict[
     """
     terms: dict[str, Tensor] = {}
     if plan.image > 0:
-        terms["image"] = nt_xent(_projections(outputs), labels.image, labels.task, plan.tau, plan.negatives)
+        terms["image"] = nt_xent(_projections(outputs), labels.image, labels.task, plan.tau, plan.negatives, queue)
     if plan.task > 0:
         terms["task"] = _label_term(plan.task_loss, outputs, outputs.task_logits, labels.task, plan.tau)
     if plan.group > 0:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from hssl_nnunet.losses.hierarchical import Outputs
+from hssl_nnunet.losses.queue import NegativeQueue
 from hssl_nnunet.losses.reconstruction import Reconstruction
 from hssl_nnunet.networks.heads import Embedding, Projector
 from hssl_nnunet.networks.projection import plan_projection, project
@@ -111,6 +112,8 @@ class HSSLNetwork(nn.Module):
         width = plan.embedding_width
         self.embedding = Embedding(features, width, loss.pooling) if embeds(loss) else None
         self.projector = Projector(width, plan.projection_width) if contrasts(loss) else None
+        queued = loss.queue_per_domain if loss.image > 0 else 0
+        self.queue = NegativeQueue(len(topologies), queued, plan.projection_width) if queued else None
         self.task_head = nn.Linear(width, len(topologies)) if _classifies(loss.task, loss.task_loss) else None
         levels = (
             zip(*(d.groups for d in corpus.domains), strict=True) if _classifies(loss.group, loss.group_loss) else ()

@@ -155,7 +155,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def train_step(self, batch: list[RawChunk]) -> dict[str, float]:
         """One step of the optimiser over this process' chunks."""
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.terms(batch)
+        terms = self.terms(batch, remember=True)
         if self.grad_scaler is None:
             terms["total"].backward()  # type: ignore[no-untyped-call]
         else:
@@ -169,13 +169,17 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             self.grad_scaler.update()
         return {name: value.item() for name, value in terms.items()}
 
-    def terms(self, batch: list[RawChunk]) -> dict[str, Tensor]:
-        """The loss' terms and their weighted total."""
+    def terms(self, batch: list[RawChunk], *, remember: bool = False) -> dict[str, Tensor]:
+        """The loss' terms and their weighted total; `remember`: later steps' negatives are these embeddings too."""
         with torch.no_grad():
             chunks = [self.preparer.chunk(raw) for raw in batch]
         with precision.autocast(self.plan.precision, self.device):
             outputs = self.network(chunks)
-        return hierarchical_loss(outputs, self.preparer.labels(batch), self.plan.loss)
+        labels, queue = self.preparer.labels(batch), self.model.queue
+        terms = hierarchical_loss(outputs, labels, self.plan.loss, queue)
+        if remember and queue is not None and outputs.z is not None:
+            queue.push(outputs.z, labels.image, labels.task)
+        return terms
 
     def validation_step(self, batch: list[RawChunk]) -> dict[str, float]:
         """The loss' terms on held-out images."""
@@ -290,7 +294,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def save_weights(self, path: Path) -> None:
         """Write the weights file: shared weights, heads, and where they come from."""
-        heads = {n: p for n, p in self.model.state_dict().items() if not n.startswith("shared.")}
+        heads = {n: p for n, p in self.model.state_dict().items() if not n.startswith(("shared.", "queue."))}
         save_weights(path, self.model.shared.tensors(), heads, self.metadata())
         self.print_to_log_file(f"Wrote {path}")
 

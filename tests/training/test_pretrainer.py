@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_corpus
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from hssl_nnunet.data.crops import RawChunk
@@ -91,7 +92,10 @@ def stop_before(trainer: HSSLPretrainer, epoch: int) -> None:
     trainer.on_epoch_start = stopping  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("overrides", [{"num_workers": 2}, {"optimizer": "sgd", "precision": "bf16"}])
+QUEUED = {"loss": {"queue_per_domain": 6}}
+
+
+@pytest.mark.parametrize("overrides", [{"num_workers": 2}, {"optimizer": "sgd", "precision": "bf16"}, QUEUED])
 def test_a_resumed_run_is_the_uninterrupted_one(corpus: Path, no_pictures: None, overrides: dict) -> None:
     whole = tiny_corpus.pretrainer(corpus, overrides)
     chunks = recorded(whole)
@@ -171,6 +175,23 @@ def test_gradients_are_clipped(corpus: Path) -> None:
     trainer.train_step(next(trainer.dataloader_train))
     moved = torch.stack([(p - b).norm() for p, b in zip(trainer.model.parameters(), before, strict=True)]).norm()
     assert moved.item() == pytest.approx(1.99 * 0.01, rel=1e-3)
+
+
+def test_negatives_of_earlier_steps_are_those_of_training(corpus: Path, tmp_path: Path) -> None:
+    trainer, without = started(corpus, QUEUED), started(corpus)
+    without.model.load_state_dict(trainer.model.state_dict(), strict=False)
+    batches = [batch_of_all_domains(trainer) for _ in range(2)]
+    assert trainer.validation_step(batches[0]) == without.validation_step(batches[0])
+    queue = trainer.model.queue
+    assert queue is not None and (queue.image == -1).all()  # a look at held-out images leaves nothing
+    steps = [t.train_step(batches[0]) for t in (trainer, without)]
+    assert steps[0] == steps[1]
+    assert set(queue.image.flatten().tolist()) - {-1} == {row for raw in batches[0] for row in raw.rows}
+    assert trainer.validation_step(batches[1])["image"] > without.validation_step(batches[1])["image"]
+    trainer.save_weights(tmp_path / "hssl.safetensors")
+    with safe_open(tmp_path / "hssl.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "queue" in name]  # noqa: SIM118  not a dict
+    assert started(corpus, {"loss": {**QUEUED["loss"], "image": 0.0}}).model.queue is None
 
 
 def test_validation_sees_held_out_patients_only(corpus: Path) -> None:
