@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,44 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
     """
     features, valid = features.flatten(2), valid.flatten(2)  # (B, C, N), (B, 1, N)
     valid = valid | ~valid.any(dim=2, keepdim=True)
-    share = (valid.to(features.dtype) / valid.sum(2, keepdim=True)).transpose(1, 2)  # (B, N, 1)
-    # products with the mask, not masked copies: the features of level 1 are large
     with torch.autocast(features.device.type, enabled=False):
-        mean = features @ share  # (B, C, 1)
         if pooling == "mean":
-            return mean[..., 0]
-        variance = (features - mean).square() @ share
-    maximum = features.masked_fill(~valid, -torch.inf).max(2).values
-    return torch.cat([mean[..., 0], maximum, (variance[..., 0] + 1e-5).sqrt()], dim=1)  # 1e-5: gradient at variance 0
+            return _mean(features, valid)
+        statistics: Tensor = _Statistics.apply(features, valid)
+    return statistics
+
+
+def _mean(features: Tensor, valid: Tensor) -> Tensor:
+    # a product with the mask, not a masked copy: the features of level 1 are large
+    share = valid.to(features.dtype) / valid.sum(2, keepdim=True)  # (B, 1, N)
+    return (features @ share.transpose(1, 2))[..., 0]
+
+
+class _Statistics(torch.autograd.Function):
+    """Mean, maximum and standard deviation of the valid voxels, `(B, 3 C)`.
+
+    Their gradient is an affine map of the features and one voxel more, the maximum's: a few passes over one copy, where
+    the automatic one makes many copies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, valid: Tensor) -> Tensor:
+        mean = _mean(features, valid)
+        copy = features - mean[..., None]  # one copy for both: memory is what this costs
+        deviation = (_mean(copy.square_(), valid) + 1e-5).sqrt()  # 1e-5: gradient at variance 0
+        nowhere = torch.zeros_like(valid, dtype=features.dtype).masked_fill(~valid, -torch.inf)
+        maximum, where = torch.add(features, nowhere, out=copy).max(2)
+        ctx.save_for_backward(features, valid, mean, deviation, where)
+        return torch.cat([mean, maximum, deviation], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        features, valid, mean, deviation, where = ctx.saved_tensors
+        of_mean, of_maximum, of_deviation = grads[0].chunk(3, dim=1)
+        voxels = valid.sum(2)  # (B, 1)
+        slope, offset = of_deviation / (deviation * voxels), of_mean / voxels
+        gradient = (features - mean[..., None]).mul_(slope[..., None]).add_(offset[..., None]).mul_(valid)
+        return gradient.scatter_add_(2, where[..., None], of_maximum[..., None]), None
 
 
 class Embedding(nn.Module):

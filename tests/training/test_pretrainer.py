@@ -311,6 +311,29 @@ def test_pooled_statistics_are_those_of_the_valid_voxels() -> None:
     np.testing.assert_allclose(pooled_statistics(features, valid, "mean").numpy(), expected[:, :2], atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["mean_max_std", "mean"])
+def test_gradient_of_pooled_statistics(pooling: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 2, 4, 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    valid = torch.rand(3, 1, 4, 3, 2, generator=generator) > 0.5
+    valid[2] = False  # described by all its voxels
+    assert torch.autograd.gradcheck(lambda x: pooled_statistics(x, valid, pooling), features)
+    pooled_statistics(features, valid, pooling).sum().backward()
+    padding = (~valid[:2]).expand(2, 2, 4, 3, 2)
+    assert features.grad is not None and not features.grad[:2][padding].any() and features.grad[2].all()
+
+
+def test_statistics_of_a_constant_feature_map_have_a_finite_gradient() -> None:
+    features = torch.full((1, 2, 3, 3, 3), 4.0, requires_grad=True)
+    pooled = pooled_statistics(features, torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), "mean_max_std")
+    torch.testing.assert_close(pooled[0], torch.tensor([4.0, 4.0, 4.0, 4.0, 1e-5**0.5, 1e-5**0.5]))
+    pooled.sum().backward()
+    # of a channel's 27 voxels: the mean's share in all, the maximum in one, nothing of the deviation
+    assert features.grad is not None
+    assert features.grad.flatten(2).sum(2)[0].tolist() == pytest.approx([2.0, 2.0], rel=1e-3)
+    assert (features.grad > 0.5).sum() == 2
+
+
 # ---------------------------------------------------------------- precision, compilation
 
 
