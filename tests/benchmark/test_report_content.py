@@ -1,0 +1,175 @@
+"""What a benchmark's page takes from its folder, what it says of missing parts, which errors name a remedy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_benchmark import DATASETS, EVIL_ARM, EVIL_DATASET, GAPS, SECTIONS, Page, heading, plain_slice, run
+
+from hssl_nnunet.benchmark.arms import Arm
+from hssl_nnunet.benchmark.jobs import JobState, JobTable
+from hssl_nnunet.benchmark.records import write_record
+from hssl_nnunet.benchmark.report.cases import draw_slice
+from hssl_nnunet.benchmark.report.content import not_run, read_content
+from hssl_nnunet.benchmark.report.gallery import embeddings
+from hssl_nnunet.benchmark.report.page import write_report
+from hssl_nnunet.benchmark.report.tables import environment, pretrainings
+from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.networks.projection import Entry
+from hssl_nnunet.transfer.report import TransferReport
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """One run of two arms each, without curves, and no file beside the records."""
+    for arm in ("vanilla", "hssl"):
+        write_record(tmp_path, run(DATASETS[0], "5%", arm, 0, epochs=()))
+    return tmp_path
+
+
+def test_cost_transfer_audit_environment_and_commands(page: Page) -> None:
+    cost = page.grouped("Time and memory of every arm")
+    assert cost[DATASETS[0], "hssl"] == ["6", "1.8 min", "275 ms", "3.5 GiB"]
+    assert cost[EVIL_DATASET, "hssl"] == ["5", "1.8 min", "270 ms", "3.5 GiB"]
+    assert page.tables["Pretraining"][1] == ["hssl", "2.0 h", "hssl.safetensors", "abc123"]
+    assert page.grouped("Tensors transferred")[DATASETS[0], "hssl"] == ["41", "22", "3"]
+    audit = page.tables["Leakage audit"]
+    assert audit[1:] == [["hssl", DATASETS[0], "none"], ["hssl", EVIL_DATASET, "<i>seen"]]
+    assert f"the pretraining of hssl has seen test cases of {EVIL_DATASET}" in page.sections["answer"]
+    assert f"seen test cases of {DATASETS[0]}" not in page.sections["answer"]
+    rows = [["versions: torch", "2.<b>6"], ["cpu", "two cores"], ["flags", "bf16, channels_last"]]
+    assert page.tables["Environment"] == rows
+    assert "hssl pretrain 900\nhssl finetune 4 3d_fullres 0" in page.sections["commands"]
+
+
+def test_what_was_not_run_is_listed_exactly(folder: Path, page: Page) -> None:
+    listed = {
+        (r.dataset_name, r.budget, r.arm, seed) for r in not_run(read_content(folder)) for seed in r.seeds
+    }  # fmt: skip
+    assert listed == GAPS
+    assert page.tables["Runs that were not run"][1:] == [
+        [EVIL_DATASET, "20%", "scratch", "0", "failed: killed"],
+        [EVIL_DATASET, "20%", "scratch", "1", "pending"],
+        [EVIL_DATASET, "20%", "hssl", "2", "refused: its pretraining has seen test cases"],
+    ]
+    assert "3 more asked for and not run" in page.sections[""]
+    assert "does not name" not in page.sections["not-run"]
+
+
+def test_parts_that_are_missing_are_said_to_be(bare: Path, tmp_path: Path) -> None:
+    output = write_report(bare, tmp_path / "elsewhere" / "page.html")
+    text = output.read_text(encoding="utf-8")
+    page = Page(text)
+    assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
+    for section in ("embedding", "transfer", "leakage", "environment", "commands"):
+        assert "Not available" in page.sections[section]
+    assert "1 seed, too few to establish one" in page.sections["answer"]
+    assert "has not been compared with scratch" in page.sections["answer"]
+    assert "No run has recorded its Dice" in page.sections["curves"]
+    assert page.sections["cases"].count("cases.json does not name this case") == 3
+    assert "does not name the datasets, budgets, arms, seeds" in page.sections["not-run"]
+    assert "±" not in page.grouped("Results of every arm")[heading(DATASETS[0], "5%"), "hssl"][0]
+    assert write_report(bare).read_text(encoding="utf-8") == text  # the same page, byte for byte
+
+
+def test_a_benchmark_without_the_method_or_a_baseline_has_a_page(tmp_path: Path) -> None:
+    write_record(tmp_path, run(DATASETS[0], "20%", EVIL_ARM, 1))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "there is no answer" in page.sections["answer"]
+    assert "No dataset has hssl and a baseline" in page.sections["patients"]
+
+
+def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
+    target, sha256 = DATASETS[0], "ab" * 32
+    arms = {
+        "vanilla": Arm(description="stock"),
+        "hssl": Arm(description="the whole loss", pretrained_on="all"),
+        "single_domain": Arm(description="its own images", pretrained_on="target"),
+    }
+    plan = BenchmarkPlan(
+        command="hssl benchmark run",
+        datasets=(target,),
+        domains=(target, "Dataset053_SarcomaPET"),
+        configuration="3d_fullres",
+        plans_name="nnUNetPlans",
+        budgets=("5%",),
+        arms=arms,
+        seeds=(0,),
+        test_fraction=0.3,
+        patient_regex=(),
+        nsd_tolerance_mm=1.0,
+        min_cases=1,
+        pretraining={"num_epochs": 7, "loss": {"image": 0.5}},
+        finetuning={},
+        device=None,
+        about={"versions": {"torch": "2.6"}},
+    )
+    Workspace(tmp_path).write_plan(plan)
+    (tmp_path / "leakage.json").write_text(json.dumps({"single_domain": [f"{target}:case_1", f"{target}:case_2"]}))
+    for name in ("pretrain/hssl", f"pretrain/single_domain/{target}"):
+        JobTable(tmp_path).write(name, JobState(state="done", seconds=7200))
+    told = {
+        "seconds": 5400.0,
+        "weights": "hssl.safetensors",
+        "sha256": sha256,
+    }  # its epochs, however often it was stopped
+    (JobTable(tmp_path).folder("pretrain/hssl") / "pretraining.json").write_text(json.dumps(told))
+    JobTable(tmp_path).write("pretrain/mae", JobState(state="failed"))
+    write_record(tmp_path, run(target, "5%", "hssl", 0, weights_sha256=sha256))
+    statuses: tuple[Any, ...] = ("exact", "exact", "adapted", "fresh", "exact")
+    entries = tuple(
+        Entry(name=f"{i}", role=f"{('encoder', 'decoder')[i % 2]}.{i}", shape=(2, 3), status=status)
+        for i, status in enumerate(statuses)
+    )
+    fold = tmp_path / "nnUNet_results" / target / "nnUNetTrainerX__nnUNetPlans_hssl_s0__3d_fullres" / "fold_0"
+    drawn = tmp_path / "nnUNet_results" / "Dataset900_Benchmark_hssl" / "T__nnUNetPlans__3d_fullres" / "fold_all"
+    fold.mkdir(parents=True)
+    drawn.mkdir(parents=True)
+    report = TransferReport(dataset=target, configuration="3d_fullres", entries=entries)
+    (fold / "transfer.json").write_text(json.dumps(report.to_json()))
+    (drawn / "embeddings.png").write_bytes(draw_slice(plain_slice(), prediction=1))
+
+    content = read_content(tmp_path)
+    assert content.facts.descriptions == {name: arm.description for name, arm in arms.items()}
+    assert pretrainings(content) == [
+        ("hssl", "90.0 min", "hssl.safetensors", sha256),
+        (f"single_domain, {target}", "2.0 h", "–", "–"),
+    ]
+    assert content.facts.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
+    assert [p.title for p in embeddings(content)] == ["hssl"]
+    audits = {a.arm: (a.dataset, a.overlap, a.otherwise[:7]) for a in content.facts.leakage}
+    assert audits["vanilla"] == ("every target", (), "nothing")
+    assert audits["hssl"] == ("every target", (), "none: i")
+    assert audits["single_domain"][:2] == (target, ("case_1", "case_2"))
+    assert {(r.arm, r.why.partition(":")[0]) for r in not_run(content)} == {
+        ("vanilla", "pending"),
+        ("single_domain", "refused"),
+    }
+    told = dict(environment({**content.facts.about, **content.facts.settings}))
+    assert told["pretraining: num_epochs"] == "7" and told["pretraining: loss: image"] == "0.5"
+    assert told["domains"] == f"{target}, Dataset053_SarcomaPET" and "device" not in told
+    assert told["versions: torch"] == "2.6"
+
+
+def test_an_empty_folder_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(HSSLError, match="hssl benchmark run -o"):
+        write_report(tmp_path)
+
+
+def test_a_wrong_file_is_named(bare: Path) -> None:
+    for wrong, key in (('{"seeds": ["one"]}', "seeds.0"), ('{"pretraining": [1]}', "pretraining"), ("[]", "")):
+        (bare / "benchmark.json").write_text(wrong)
+        with pytest.raises(HSSLError, match=rf"benchmark.json is not a valid Facts:\n  {key}"):
+            write_report(bare)
+
+
+def test_a_missing_jinja2_names_its_remedy(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(HSSLError, match=r'pip install "hssl_nnunet\[benchmark\]"'):
+        write_report(bare)
+    assert not (bare / "report.html").exists()

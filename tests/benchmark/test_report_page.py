@@ -1,0 +1,122 @@
+"""The page of a benchmark: it needs nothing but itself, escapes what it shows, everyone and a browser can read it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import pytest
+from tiny_benchmark import ARMS, EVIL_ARM, EVIL_DATASET, SECTIONS, Page
+
+from hssl_nnunet.benchmark.report import wording
+from hssl_nnunet.benchmark.report.drawing import CSS_COLOURS, arm_styles
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CONTROL = '<img src="data:image/png;base64,AAAA"><p style="width:900px">A page with every mistake.</p>'
+PROBE = """<!doctype html><iframe id="phone" width="375" height="800" srcdoc="{page}"></iframe>
+<iframe id="control" width="375" height="800" srcdoc="{control}"></iframe>
+<p id="found"></p><script>onload = () => {{
+  const look = (id) => {{ const d = document.getElementById(id).contentDocument;
+    return [d.images.length, [...d.images].filter(i => !i.naturalWidth).length, d.documentElement.scrollWidth,
+            [...d.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().height < 100).length]; }};
+  document.getElementById("found").textContent = JSON.stringify([look("phone"), look("control")]);
+  console.error("the probe ran"); }}</script>"""
+
+
+def test_the_page_has_its_sections_in_order_and_every_text_alternative(page: Page) -> None:
+    assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
+    assert [tag for tag, _ in page.tags if re.fullmatch(r"h\d", tag)][:2] == ["h1", "h2"]
+    assert ("html", {"lang": "en"}) in page.tags
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"][1:] for tag, a in page.tags if tag == "a"]
+    assert set(targets) <= set(ids) and set(SECTIONS) <= set(targets)
+    assert all(a["alt"] for tag, a in page.tags if tag == "img")
+    assert all(a.get("role") == "img" or "aria-hidden" in a for tag, a in page.tags if tag == "svg")
+    assert page.sections["answer"].index(wording.METHOD) < page.sections["answer"].index("Mean Dice")
+
+
+def test_the_page_needs_nothing_but_itself(text: str, page: Page) -> None:
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base"}
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert not [sentinel for sentinel in CSS_COLOURS if sentinel in text]
+
+
+def test_what_comes_from_files_is_escaped(page: Page) -> None:
+    names = [name for _, attributes in page.tags for name in attributes]
+    assert not [name for name in names if name.startswith("on")]
+    assert not [a for tag, a in page.tags if tag == "img" and a["src"] == "x"]
+    for section, shown in {
+        "answer": EVIL_DATASET,
+        "cost": EVIL_ARM,
+        "leakage": "<i>seen",
+        "environment": "2.<b>6",
+        "commands": "hssl benchmark run -d 4 9 <all>",
+        "not-run": EVIL_DATASET,
+    }.items():
+        assert shown in page.sections[section]
+
+
+def test_arms_are_told_apart_without_colour() -> None:
+    arms = [*ARMS, *(f"arm{i}" for i in range(12))]
+    styles = arm_styles(arms)
+    assert list(styles) == arms
+    assert len({(s.marker, s.dashes) for s in styles.values()}) == len(arms)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def schemes(text: str) -> Iterator[dict[str, str]]:
+    """Colours of the light and of the dark page."""
+    for block in re.findall(r":root \{(.*?)\}", text, re.DOTALL):
+        yield dict(re.findall(r"--(\w+): (#\w{6})", block))
+
+
+def test_text_and_arms_stand_out_in_light_and_dark(text: str) -> None:
+    light, dark = schemes(text)
+    assert light.keys() == dark.keys()
+    for scheme in (light, dark):
+        for name in ("ink", "muted", "gain", "loss"):
+            assert min(contrast(scheme[name], scheme[ground]) for ground in ("paper", "wash")) >= 4.5
+        for arm in ("scratch", "hssl"):
+            assert contrast(arm_styles(ARMS)[arm].colour, scheme["paper"]) >= 3
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_browser_shows_the_page_on_a_phone(text: str, tmp_path: Path) -> None:
+    (tmp_path / "probe.html").write_text(PROBE.format(page=escape(text), control=escape(CONTROL)), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    more = "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr --dump-dom"
+    command = [str(CHROMIUM), *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, (tmp_path / "probe.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    found = re.search(r'<p id="found">(.*?)</p>', done.stdout)
+    assert found, done.stderr[-2000:]
+    (images, broken, width, flat), control = json.loads(found[1])
+    assert (images, broken, flat) == (5, 0, 0)
+    assert width <= 375
+    assert control[:2] == [1, 1] and control[2] >= 900  # what the probe would see on a bad page
+    said = re.findall(r":CONSOLE[:(].*", done.stderr)
+    assert len(said) == 1 and "the probe ran" in said[0], said
