@@ -17,7 +17,7 @@ from hssl_nnunet.benchmark.report.cases import draw_slice
 from hssl_nnunet.benchmark.report.content import not_run, read_content
 from hssl_nnunet.benchmark.report.gallery import embeddings
 from hssl_nnunet.benchmark.report.page import write_report
-from hssl_nnunet.benchmark.report.tables import environment, pretrainings
+from hssl_nnunet.benchmark.report.tables import environment, learned, pretrainings
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.projection import Entry
@@ -36,6 +36,13 @@ def test_cost_transfer_audit_environment_and_commands(page: Page) -> None:
     cost = page.grouped("Time and memory of every arm")
     assert cost[DATASETS[0], "hssl"] == ["6", "1.8 min", "275 ms", "3.5 GiB"]
     assert cost[EVIL_DATASET, "hssl"] == ["5", "1.8 min", "270 ms", "3.5 GiB"]
+    learnt = dict(zip(*page.tables["What pretraining has learnt"], strict=True))
+    assert (learnt["arm"], learnt["image"], learnt["reconstruction"]) == ("hssl", "1.53", "–")
+    assert (learnt["domain told"], learnt["by intensity and size alone"], learnt["effective rank"]) == (
+        "1",
+        "0.917",
+        "7.2",
+    )
     assert page.tables["Pretraining"][1] == ["hssl", "2.0 h", "hssl.safetensors", "abc123"]
     assert page.grouped("Tensors transferred")[DATASETS[0], "hssl"] == ["41", "22", "3"]
     audit = page.tables["Leakage audit"]
@@ -120,6 +127,8 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
     }  # its epochs, however often it was stopped
     (JobTable(tmp_path).folder("pretrain/hssl") / "pretraining.json").write_text(json.dumps(told))
     JobTable(tmp_path).write("pretrain/mae", JobState(state="failed"))
+    curves = {"val_image": [2.5, 1.53068], "domain_accuracy": [float("nan"), 0.75], "group_floor": [float("nan")]}
+    (tmp_path / "hssl.json").write_text(json.dumps({"curves": {**curves, "lrs": [0.1]}}))
     write_record(tmp_path, run(target, "5%", "hssl", 0, weights_sha256=sha256))
     statuses: tuple[Any, ...] = ("exact", "exact", "adapted", "fresh", "exact")
     entries = tuple(
@@ -140,6 +149,8 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         ("hssl", "90.0 min", "hssl.safetensors", sha256),
         (f"single_domain, {target}", "2.0 h", "–", "–"),
     ]
+    assert content.facts.pretraining["hssl"].learned == {"val_image": 1.5307, "domain_accuracy": 0.75}
+    assert learned(content) == [("hssl", "1.53", "–", "–", "–", "0.75", "–", "–")]
     assert content.facts.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
     assert [p.title for p in embeddings(content)] == ["hssl"]
     audits = {a.arm: (a.dataset, a.overlap, a.otherwise[:7]) for a in content.facts.leakage}

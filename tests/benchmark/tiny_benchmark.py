@@ -25,6 +25,13 @@ GAPS = {(EVIL_DATASET, "20%", "hssl", 2), (EVIL_DATASET, "20%", "scratch", 0), (
 SECTIONS = (
     "answer budget patients surfaces curves cost cases embedding transfer leakage environment commands not-run".split()
 )
+LEARNED = {
+    "val_image": 1.5307,
+    "val_task": 0.0002,
+    "domain_accuracy": 1.0,
+    "domain_floor": 0.9167,
+    "effective_rank": 7.2,
+}
 FACTS = {
     "command": "hssl benchmark run -d 4 9 <all>",
     "commands": ["hssl pretrain 900", "hssl finetune 4 3d_fullres 0"],
@@ -33,7 +40,9 @@ FACTS = {
     "budgets": list(BUDGETS),
     "arms": ARMS,
     "seeds": SEEDS,
-    "pretraining": {"hssl": {"seconds": 7200, "weights": "hssl.safetensors", "sha256": "abc123", "more": 1}},
+    "pretraining": {
+        "hssl": {"seconds": 7200, "weights": "hssl.safetensors", "sha256": "abc123", "more": 1, "learned": LEARNED}
+    },
     "leakage": [{"arm": "hssl", "dataset": d, "overlap": o} for d, o in zip(DATASETS, ([], ["<i>seen"]), strict=True)],
     "transfer": {DATASETS[0]: {"hssl": {"exact": 41, "adapted": 22, "fresh": 3}}},
     "unknown": "ignored",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ class Pretraining:
         seconds: its wall time.
         weights: the weights file.
         sha256: its content.
+        learned: its curves' last values: terms of the loss, probes of the embedding.
     """
 
     seconds: float
     weights: str = ""
     sha256: str = ""
+    learned: dict[str, float] = field(default_factory=dict)
 
     __pydantic_config__ = LENIENT
 
@@ -168,8 +171,16 @@ def _pretrainings(folder: Path) -> dict[str, Pretraining]:
         if state.state == "done":
             told = path.parent / PRETRAINING_FILE
             run = parse(Pretraining, read_json(told), told) if told.is_file() else Pretraining(seconds=state.seconds)
-            found[", ".join(path.parent.relative_to(root).parts)] = run
+            learned = _learned(folder / run.weights) if run.weights else {}
+            found[", ".join(path.parent.relative_to(root).parts)] = replace(run, learned=learned)
     return found
+
+
+def _learned(weights: Path) -> dict[str, float]:
+    told = weights.with_suffix(".json")
+    curves: dict[str, list[float]] = read_json(told).get("curves", {}) if told.is_file() else {}
+    last = {name: values[-1] for name, values in curves.items() if values and not name.startswith(("lrs", "epoch"))}
+    return {name: round(value, 4) for name, value in last.items() if isfinite(value)}
 
 
 def _leakage(folder: Path, facts: Facts) -> tuple[Audit, ...]:

@@ -103,6 +103,8 @@ def _values(content: Content) -> dict[str, Any]:
         "surfaces": surfaces(content),
         "costs": tables.costs(content),
         "pretrainings": tables.pretrainings(content),
+        "learned_columns": list(tables.LEARNED),
+        "learned": tables.learned(content),
         "galleries": gallery.galleries(content),
         "contours": {"truth": TRUTH_COLOUR, "method": FIRST_COLOUR, "baseline": SECOND_COLOUR},
         "embeddings": gallery.embeddings(content),

@@ -213,6 +213,27 @@ def pretrainings(content: Content) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+# column -> what is shown of it: a term on held-out images, or a probe of the embedding
+LEARNED = {
+    "image": "val_image",
+    "domain": "val_task",
+    "group": "val_group",
+    "reconstruction": "val_reconstruction",
+    "domain told": "domain_accuracy",
+    "by intensity and size alone": "domain_floor",
+    "effective rank": "effective_rank",
+}
+
+
+def learned(content: Content) -> list[tuple[str, ...]]:
+    """Arm, then the columns of `LEARNED`, of every pretraining that has told something."""
+    return [
+        (name, *(f"{run.learned[key]:.3g}" if key in run.learned else wording.NOTHING for key in LEARNED.values()))
+        for name, run in content.facts.pretraining.items()
+        if run.learned
+    ]
+
+
 def transfers(content: Content) -> list[Group]:
     """Dataset -> (arm, number of tensors of each status)."""
     return [
