@@ -38,7 +38,7 @@ def main() -> None:
     if any(s != splits[0] for s in splits):
         sys.exit("The folders differ in splits.json: their runs have other labelled or test cases.")
     rows = []
-    for dataset, budget, seed in sorted(common):
+    for dataset, budget, seed in sorted(common, key=lambda k: (k[2], k[0])):
         row: dict[str, object] = {"dataset_name": dataset, "budget": budget, "seed": seed}
         for folder, runs in zip(folders, found, strict=True):
             run = runs[dataset, budget, seed]
