@@ -17,7 +17,6 @@ import statistics
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from common import about
 
@@ -43,7 +42,7 @@ def main() -> None:
         for folder, runs in zip(folders, found, strict=True):
             run = runs[dataset, budget, seed]
             cases = unlabelled(splits[0][dataset], run, args.cases)
-            dices = whole_case_dices(folder, run, cases)
+            dices = dices_of(folder, run, cases)
             row |= {"cases": cases, folder.name: round(100 * statistics.mean(dices), 2)}
             row[f"{folder.name}, each"] = [round(100 * d, 1) for d in dices]
         print(row, flush=True)
@@ -62,14 +61,14 @@ def unlabelled(split: DatasetSplit, run: RunRecord, count: int) -> list[str]:
     return [case for case in split.order[run.seed] if split.patients[case] not in known][:count]
 
 
-def whole_case_dices(folder: Path, run: RunRecord, cases: list[str]) -> list[float]:
+def dices_of(folder: Path, run: RunRecord, cases: list[str]) -> list[float]:
     """Mean Dice of each case, in [0, 1]."""
     workspace = Workspace(folder.resolve())
     os.environ.update(workspace.environment)
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-    from hssl_nnunet.training.full_validation import mean_dice
+    from hssl_nnunet.training.full_validation import whole_case_dices
 
     plan = workspace.plan()
     trained, fold = trained_folder(workspace, plan, run)
@@ -80,14 +79,7 @@ def whole_case_dices(folder: Path, run: RunRecord, cases: list[str]) -> list[flo
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     labels = predictor.plans_manager.get_label_manager(predictor.dataset_json)
     data_folder = workspace.preprocessed / run.dataset_name / predictor.configuration_manager.data_identifier
-    dataset = nnUNetDatasetBlosc2(str(data_folder), cases)
-    dices = []
-    for case in cases:
-        data, truth, _, _ = dataset.load_case(case)
-        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data[:])))
-        predicted = np.asarray(labels.convert_logits_to_segmentation(logits.float()))
-        dices.append(mean_dice(np.asarray(truth[:])[0], predicted, labels))
-    return [d for d in dices if not np.isnan(d)]
+    return whole_case_dices(predictor, nnUNetDatasetBlosc2(str(data_folder), cases), labels)
 
 
 def trained_folder(workspace: Workspace, plan: BenchmarkPlan, run: RunRecord) -> tuple[Path, int]:

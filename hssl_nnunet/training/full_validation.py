@@ -23,6 +23,7 @@ from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.plan_schema import parse, to_json
 
 if TYPE_CHECKING:
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 FULL_VALIDATION_FILE = "full_validation.json"
@@ -85,16 +86,21 @@ def _scores(trainer: nnUNetTrainer) -> list[float]:
     )
     try:
         _, dataset = trainer.get_tr_and_val_datasets()
-        scores = []
-        for case in dataset.identifiers:
-            data, truth, _, _ = dataset.load_case(case)
-            logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data[:])))
-            predicted = trainer.label_manager.convert_logits_to_segmentation(logits.cpu().float())
-            scores.append(mean_dice(np.asarray(truth[:])[0], np.asarray(predicted), trainer.label_manager))
-        return [s for s in scores if not np.isnan(s)]
+        return whole_case_dices(predictor, dataset, trainer.label_manager)
     finally:
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
         network.train(was_training)
+
+
+def whole_case_dices(predictor: nnUNetPredictor, dataset: nnUNetBaseDataset, labels: LabelManager) -> list[float]:
+    """Mean Dice of each preprocessed case of `dataset`, in [0, 1]; cases without any label are left out."""
+    scores = []
+    for case in dataset.identifiers:
+        data, truth, _, _ = dataset.load_case(case)
+        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data[:])))
+        predicted = labels.convert_logits_to_segmentation(logits.cpu().float())
+        scores.append(mean_dice(np.asarray(truth[:])[0], np.asarray(predicted), labels))
+    return [s for s in scores if not np.isnan(s)]
 
 
 def mean_dice(truth: NDArray[np.generic], predicted: NDArray[np.generic], labels: LabelManager) -> float:
