@@ -16,10 +16,10 @@ from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.versions import cpu_model, versions
 
 
-def corpus_parser(description: str | None, out: str) -> argparse.ArgumentParser:
-    """Options of a script that measures on a corpus; `out` is its file below `benchmarks/results`."""
+def corpus_parser(description: str | None, out: str, data: str = "corpus") -> argparse.ArgumentParser:
+    """Options of a script that measures on a corpus or dataset; `out` is its file below `benchmarks/results`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus")
+    parser.add_argument(data)
     parser.add_argument("-p", dest="plans", default="nnUNetPlans")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("-device", type=torch.device, default=torch.device("cpu"))

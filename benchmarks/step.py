@@ -1,35 +1,35 @@
 """Step time of fine-tuning against stock nnU-Net, and whether bf16 follows the loss curve of fp32.
 
-    python benchmarks/step.py DATASET -p PLANS [--steps 5] [--curve-steps 40] [--out benchmarks/results/step.json]
+    python benchmarks/step.py DATASET -p PLANS [-device cuda] [--steps 5] [--curve-steps 40] [--out .../step.json]
 
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
 The trainers step on the same real batches, in turn (A B A B), in one process; the ratio is taken pair by pair. A step's
 parts are the gaps between hooks: batch to device, forward, loss, backward with clipping, optimiser. The curves train
 the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another
-start, which shows the noise.
+start, which shows the noise. nnU-Net compiles the networks on a GPU unless `nnUNet_compile` is `f`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
-from common import ratios
+from common import about, corpus_parser, ratios, synchronise
 
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, preset_of_plans, to_json
 from hssl_nnunet.training.precision import describe
-from hssl_nnunet.versions import cpu_model, versions
 
 set_environment()
 os.environ["nnUNet_results"] = tempfile.mkdtemp()
@@ -37,7 +37,6 @@ os.environ["nnUNet_results"] = tempfile.mkdtemp()
 from nnunetv2.run.run_training import get_trainer_from_args  # noqa: E402  reads the environment when imported
 
 STOCK_TRAINER = "nnUNetTrainer"
-CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -45,19 +44,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     name = dataset_name(args.dataset)
     result = {
-        "command": f"python benchmarks/step.py {args.dataset} -p {args.plans}",
-        "versions": versions(),
-        "threads": args.threads,
-        "cpu": cpu_model(),
-        "step": step_times(name, args.plans, args.steps),
-        "curves": curves(name, args.plans, args.curve_steps),
+        "command": f"python {shlex.join(sys.argv)}",
+        **about(args.device, args.threads),
+        "compiled": args.device.type == "cuda" and os.environ.get("nnUNet_compile", "t").lower() in ("true", "1", "t"),
+        "step": step_times(name, args.plans, args.steps, args.device),
     }
     write_json(args.out, result)
-    print(result["step"])
+    print(result["step"], flush=True)
+    if args.curve_steps:
+        write_json(args.out, {**result, "curves": curves(name, args.plans, args.curve_steps, args.device)})
 
 
-def trainer(kind: str, dataset: str, plans: str) -> object:
-    built = get_trainer_from_args(dataset, "3d_fullres", 0, kind, plans, device=CPU)
+def trainer(kind: str, dataset: str, plans: str, device: torch.device) -> object:
+    built = get_trainer_from_args(dataset, "3d_fullres", 0, kind, plans, device=device)
     built.initialize()
     return built
 
@@ -76,14 +75,14 @@ def planned(dataset: str, plans: str, **values: object) -> Iterator[str]:
         (folder / f"{name}.json").unlink()
 
 
-def step_times(dataset: str, plans: str, steps: int) -> dict[str, object]:
-    arms = {"stock": trainer(STOCK_TRAINER, dataset, plans)}
+def step_times(dataset: str, plans: str, steps: int, device: torch.device) -> dict[str, object]:
+    arms = {"stock": trainer(STOCK_TRAINER, dataset, plans, device)}
     for precision in ("fp32", "auto"):
         with planned(dataset, plans, precision=precision) as ours:
-            arms[f"hssl_{precision}"] = trainer(SCRATCH_TRAINER, dataset, ours)
+            arms[f"hssl_{precision}"] = trainer(SCRATCH_TRAINER, dataset, ours, device)
     loader, _ = arms["stock"].get_dataloaders()
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    parts = {arm: Parts(built) for arm, built in arms.items()}
+    parts = {arm: Parts(built, device) for arm, built in arms.items()}
     waited = []
     for step in range(steps + 1):
         begin = time.perf_counter()
@@ -97,7 +96,7 @@ def step_times(dataset: str, plans: str, steps: int) -> dict[str, object]:
     return {
         "batch_size": configuration.batch_size,
         "patch_size": list(map(int, configuration.patch_size)),
-        "auto_is": describe(CPU),
+        "auto_is": describe(device),
         **{f"{arm}_s": [round(s, 3) for s in values] for arm, values in seconds.items()},
         **{f"stock_over_{arm}": ratios(seconds["stock"], seconds[arm], 2) for arm in list(arms)[1:]},
         "parts_s": {arm: found.medians() for arm, found in parts.items()},
@@ -110,7 +109,8 @@ class Parts:
 
     NAMES = ("to_device", "forward", "loss", "backward", "optimizer")
 
-    def __init__(self, built: object):
+    def __init__(self, built: object, device: torch.device):
+        self.device = device
         self.times: list[float] = []
         self.steps: list[list[float]] = []
         built.network.register_forward_pre_hook(self.mark)
@@ -119,8 +119,7 @@ class Parts:
         built.optimizer.register_step_pre_hook(self.mark)
 
     def mark(self, *args: object) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronise(self.device)
         self.times.append(time.perf_counter())
 
     def step(self, built: object, batch: dict[str, object]) -> float:
@@ -138,13 +137,13 @@ class Parts:
         return {name: round(statistics.median(column), 4) for name, column in zip(self.NAMES, columns, strict=True)}
 
 
-def curves(dataset: str, plans: str, steps: int) -> dict[str, object]:
+def curves(dataset: str, plans: str, steps: int, device: torch.device) -> dict[str, object]:
     """Loss of each step for fp32 and bf16 from one start, and for fp32 from another."""
     result: dict[str, object] = {}
     batches: list[dict[str, object]] = []
     for name, precision, seed in (("fp32", "fp32", 0), ("bf16", "bf16", 0), ("fp32_other_start", "fp32", 1)):
         with planned(dataset, plans, precision=precision, seed=seed) as ours:
-            built = trainer(SCRATCH_TRAINER, dataset, ours)
+            built = trainer(SCRATCH_TRAINER, dataset, ours, device)
         built.dataloader_train, built.dataloader_val = built.get_dataloaders()
         built.fit_segmentation_layers()
         batches = batches or [next(built.dataloader_train) for _ in range(steps)]
@@ -156,13 +155,9 @@ def curves(dataset: str, plans: str, steps: int) -> dict[str, object]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
+    parser = corpus_parser(__doc__, "step.json", "dataset")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--curve-steps", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.json"))
+    parser.add_argument("--curve-steps", type=int, default=40, help="0: no curves")
     return parser.parse_args()
 
 

@@ -19,6 +19,8 @@ from hssl_nnunet.networks.shared_weights import SharedWeights
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import CorpusBlock, LossPlan
 
+GRAPHS_PER_DOMAIN = 4  # with and without gradient, and room for another batch size
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -60,7 +62,8 @@ class DomainNetwork:
         entries = plan_projection(shapes, self.skeleton, topology, segmentation=True)
         self.entries = [e for e in entries if decodes or e.part == "encoder"]
         self.decodes = decodes
-        self.call = torch.compile(self.run) if compiled else self.run
+        # dynamic=False: dynamo would take the next domain's shapes for this one's, and make them variables
+        self.call = torch.compile(self.run, dynamic=False) if compiled else self.run
 
     def run(self, parameters: dict[str, Tensor], views: Tensor, num_decoded: int) -> tuple[list[Tensor], Tensor | None]:
         """Encode every view, decode the first `num_decoded` of the batch.
@@ -107,6 +110,8 @@ class HSSLNetwork(nn.Module):
         self.shared = SharedWeights(topologies)
         self.checkpointing = plan.checkpointing
         shapes, decodes = self.shared.shapes(), loss.reconstruction > 0
+        if compiled:
+            _allow_graphs(GRAPHS_PER_DOMAIN * len(topologies))
         self.domains = [DomainNetwork(t, shapes, decodes=decodes, compiled=compiled) for t in topologies]
         features = max((t.features for t in topologies), key=len)
         width = plan.embedding_width
@@ -186,6 +191,15 @@ class HSSLNetwork(nn.Module):
         parameters = project(self.shared.tensors(), self.domains[domain].entries)
         skips = self.domains[domain].encode(parameters, images)
         return self.embedding(skips, valid)  # type: ignore[misc, no-any-return]
+
+
+def _allow_graphs(count: int) -> None:
+    """Let dynamo keep `count` graphs of one function.
+
+    It counts those of all domains together, and runs what exceeds its limit of 8 uncompiled.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, count)
 
 
 def embeds(loss: LossPlan) -> bool:

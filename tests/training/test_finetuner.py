@@ -115,11 +115,11 @@ def target(
     entry["patch_size"], entry["batch_size"] = [16, 16, 16], 2
     (folder / "nnUNetCPUPlans.json").write_text(json.dumps(narrow))
 
-    def make(kind: type[HSSLFinetuner] = HSSLFinetuner, **overrides: Any) -> HSSLFinetuner:
+    def make(kind: type[HSSLFinetuner] = HSSLFinetuner, device: str = "cpu", **overrides: Any) -> HSSLFinetuner:
         seed_target(7, weights, "nnUNetCPUPlans", finetuning_overrides={**QUICK, **overrides})
         plans = json.loads((folder / f"{SEEDED}.json").read_text())
         dataset_json = json.loads((folder / "dataset.json").read_text())
-        return kind({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+        return kind({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device(device))
 
     return make
 
@@ -330,3 +330,42 @@ def test_stock_plans_are_refused(target: Any, nnunet_folders: dict[str, Path]) -
     dataset_json = json.loads((folder / "dataset.json").read_text())
     with pytest.raises(HSSLError, match="hssl seed"):
         HSSLFinetuner({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_starts_and_steps_as_the_cpu_does(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_compile", "f")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    trainers = [target(device=device, head_init="fitted", optimizer="sgd") for device in ("cpu", "cuda")]
+    for trainer in trainers:
+        trainer.on_train_start()
+    batch = next(trainers[0].dataloader_train)
+    losses = []
+    for trainer in trainers:  # of one start, so that the step alone is compared
+        trainer.stock_network().load_state_dict(trainers[0].stock_network().state_dict())
+        losses.append([float(trainer.train_step(dict(batch))["loss"]) for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("compiled", ["f", "t"])
+def test_a_gpu_trains_validates_and_resumes_in_its_own_precision(
+    target: Any, monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    monkeypatch.setenv("nnUNet_compile", compiled)
+    trainer = target(device="cuda", precision="auto", full_validation_every=1)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    folder = Path(trainer.output_folder)
+    assert (folder / "validation" / "summary.json").is_file()
+    assert len(json.loads((folder / "full_validation.json").read_text())) == QUICK["num_epochs"]
+    again = target(device="cuda", precision="auto")
+    again.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    torch.testing.assert_close(parameters(again), parameters(trainer), rtol=0, atol=0)
+    logged = trainer.logger.local_logger.my_fantastic_logging["train_losses"]
+    assert np.isfinite(logged).all()

@@ -374,7 +374,9 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Any:
     from torch._dynamo.utils import counters
 
     compile_ = torch.compile
-    monkeypatch.setattr(hssl_network.torch, "compile", lambda model: compile_(model, backend="eager"))
+    monkeypatch.setattr(
+        hssl_network.torch, "compile", lambda model, **options: compile_(model, backend="eager", **options)
+    )
     torch._dynamo.reset()
     counters.clear()
     yield counters["stats"]
@@ -409,7 +411,10 @@ def test_a_step_leaves_no_tensor_in_the_skeletons(corpus: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_domain_is_compiled_once_with_and_once_without_gradient(corpus: Path, captured: Any) -> None:
+def test_each_domain_is_compiled_once_with_and_once_without_gradient(
+    corpus: Path, captured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)  # fewer graphs than the domains need
     trainer = started(corpus)
     model = HSSLNetwork(trainer.corpus, compiled=True)
     chunks = [trainer.preparer.chunk(raw) for raw in batch_of_all_domains(trainer)]

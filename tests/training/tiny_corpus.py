@@ -191,10 +191,12 @@ def _write_image(preprocessed: Path, domain: int, index: int) -> ImageRow:
     )
 
 
-def pretrainer(folder: Path, overrides: Mapping[str, Any] | None = None, **kwargs: Any) -> HSSLPretrainer:
+def pretrainer(
+    folder: Path, overrides: Mapping[str, Any] | None = None, device: str = "cpu", **kwargs: Any
+) -> HSSLPretrainer:
     """A trainer on a written corpus, as nnU-Net makes it; `overrides` change the pretraining plan."""
     content = json.loads((folder / f"{PLANS_NAME}.json").read_text())
     content["hssl"]["pretraining"] = merged(content["hssl"]["pretraining"], dict(overrides or {}))
     content["continue_training"] = False
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    return HSSLPretrainer(content, "3d_fullres", "all", dataset_json, torch.device("cpu"), **kwargs)
+    return HSSLPretrainer(content, "3d_fullres", "all", dataset_json, torch.device(device), **kwargs)
