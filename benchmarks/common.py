@@ -54,7 +54,13 @@ def pretrainer(corpus: str, plans: str, device: torch.device) -> Any:
     """The trainer of `hssl pretrain`, not yet initialised; `set_environment` and `nnUNet_results` come first."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
+    as_in_training()
     return get_trainer_from_args(dataset_name(corpus), "3d_fullres", "all", PRETRAIN_TRAINER, plans, device=device)
+
+
+def as_in_training() -> None:
+    """Let cuDNN choose its fastest algorithms, as nnU-Net does before a training."""
+    torch.backends.cudnn.benchmark = True
 
 
 def synchronise(device: torch.device) -> None:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from common import about, corpus_parser, ratios, synchronise
+from common import about, as_in_training, corpus_parser, ratios, synchronise
 
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
@@ -42,6 +42,7 @@ STOCK_TRAINER = "nnUNetTrainer"
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
+    as_in_training()
     name = dataset_name(args.dataset)
     result = {
         "command": f"python {shlex.join(sys.argv)}",

@@ -71,8 +71,6 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
         torch.manual_seed(seed)
         super().initialize()
-        if self.device.type == "cuda":  # nnU-Net's own autocast names no type, hence takes this one
-            torch.set_autocast_dtype("cuda", precision.compute_dtype(self.plan.precision, self.device))
         network = self.stock_network()
         network.to(memory_format=precision.memory_format(self.device, self._topology().dim))
         if self.device.type == "cpu":

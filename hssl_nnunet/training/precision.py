@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -28,11 +30,20 @@ def compute_dtype(plan: PrecisionPlan, device: torch.device) -> torch.dtype:
     return torch.float16 if plan == "auto" and device.type == "cuda" else torch.float32
 
 
-def autocast(plan: PrecisionPlan, device: torch.device) -> torch.autocast:
-    """Context in which convolutions and products run in `compute_dtype`."""
-    dtype = compute_dtype(plan, device)
+@contextmanager
+def autocast(plan: PrecisionPlan, device: torch.device) -> Iterator[None]:
+    """Context in which convolutions and products run in `compute_dtype`, under nnU-Net's own autocast too.
+
+    nnU-Net's names no type, hence takes the default of its device, which is ours inside of this context only.
+    """
+    dtype, before = compute_dtype(plan, device), torch.get_autocast_dtype(device.type)
     enabled = dtype != torch.float32
-    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+    torch.set_autocast_dtype(device.type, dtype)
+    try:
+        with torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled):
+            yield
+    finally:
+        torch.set_autocast_dtype(device.type, before)
 
 
 def grad_scaler(plan: PrecisionPlan, device: torch.device) -> torch.amp.GradScaler | None:

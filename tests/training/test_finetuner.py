@@ -343,10 +343,10 @@ def test_a_gpu_starts_and_steps_as_the_cpu_does(target: Any, monkeypatch: pytest
     trainers = [target(device=device, head_init="fitted", optimizer="sgd") for device in ("cpu", "cuda")]
     for trainer in trainers:
         trainer.on_train_start()
-    batch = next(trainers[0].dataloader_train)
-    losses = []
+    batch, losses = next(trainers[0].dataloader_train), []
+    start = {name: tensor.clone() for name, tensor in trainers[0].stock_network().state_dict().items()}
     for trainer in trainers:  # of one start, so that the step alone is compared
-        trainer.stock_network().load_state_dict(trainers[0].stock_network().state_dict())
+        trainer.stock_network().load_state_dict(start)
         losses.append([float(trainer.train_step(dict(batch))["loss"]) for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 

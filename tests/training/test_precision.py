@@ -60,6 +60,17 @@ def test_convolutions_run_in_the_planned_type(plan, expected) -> None:
     assert convolution(image).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("plan", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_nnunets_nameless_autocast_takes_the_planned_type_inside_alone(monkeypatch, plan, expected) -> None:
+    monkeypatch.setattr(precision, "compute_dtype", lambda *_: expected)
+    before = torch.get_autocast_dtype("cuda")
+    with precision.autocast(plan, CUDA if torch.cuda.is_available() else CPU):
+        assert torch.get_autocast_dtype("cuda" if torch.cuda.is_available() else "cpu") == expected
+    with pytest.raises(KeyError), precision.autocast(plan, CPU):
+        raise KeyError
+    assert torch.get_autocast_dtype("cuda") == before and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("shape", "layout"), [((2, 3, 4, 5, 6), torch.channels_last_3d), ((2, 3, 4, 5), torch.channels_last)]
 )
