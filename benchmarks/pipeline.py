@@ -1,6 +1,6 @@
 """Images per second of pretraining end to end, against the same steps fed with ready tensors: the data path's share.
 
-    python benchmarks/pipeline.py CORPUS -p PLANS [--workers 0 1 2] [--cache-gib 0 4] [--out .../pipeline.json]
+    python benchmarks/pipeline.py CORPUS -p PLANS [--workers 0 1 2] [--cache-gib 0 4] [--images-per-chunk 4]
 
 CORPUS is what `hssl corpus` wrote. Both arms train the same network on the same step: one reads, crops, augments and
 masks as `hssl pretrain` does, the other gets the prepared chunks of the same steps from memory. They alternate in
@@ -34,6 +34,7 @@ def main() -> None:
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
     torch.set_num_threads(args.threads)
     trainer = pretrainer(args.corpus, args.plans, args.device)
+    trainer.plan = replace(trainer.plan, images_per_chunk=args.images_per_chunk or trainer.plan.images_per_chunk)
     trainer.initialize()
     told = about(args.device, args.threads)
     source = loader(trainer, 0)
@@ -109,6 +110,7 @@ def arguments() -> argparse.Namespace:
     parser = corpus_parser(__doc__, "pipeline.json")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache-gib", nargs="+", type=float, default=[0.0, 4.0])
+    parser.add_argument("--images-per-chunk", type=int, help="default: the plan's")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=5)
     return parser.parse_args()

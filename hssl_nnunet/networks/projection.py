@@ -165,7 +165,7 @@ def adapt(shared: Tensor, entry: Entry) -> Tensor:
         entry: an adapted entry with a kernel of two or three axes.
 
     Returns:
-        A tensor of `entry.shape`.
+        A tensor of `entry.shape`, channels last where `shared` is.
     """
     along_axis = _pool_taps if is_transposed(entry.role) else _fold_taps
     result = shared
@@ -174,7 +174,10 @@ def adapt(shared: Tensor, entry: Entry) -> Tensor:
             result = along_axis(result, axis, size)
     if result.shape[1] != entry.shape[1]:
         result = result.expand(-1, entry.shape[1], -1, -1, -1) / entry.shape[1]
-    return result.reshape(entry.shape)
+    result = result.reshape(entry.shape)
+    if not shared.is_contiguous(memory_format=torch.channels_last_3d):
+        return result
+    return result.contiguous(memory_format=torch.channels_last_3d if result.ndim == 5 else torch.channels_last)
 
 
 def _as_3d(kernel: Sequence[int]) -> tuple[int, ...]:

@@ -87,7 +87,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         torch.manual_seed(self.plan.seed)  # every rank starts from the same weights
         self.batch_size = self.plan.chunks_per_step * self.plan.images_per_chunk
         self.geometries = [DomainGeometry.from_domain(d, self.plan.views) for d in self.corpus.domains]
-        self.model = HSSLNetwork(self.corpus, compiled=self._do_i_compile()).to(self.device)
+        # kernels in another format than the images cost a GPU several times the step (benchmarks/pretraining_step.py)
+        layout = precision.memory_format(self.device, 3)  # shared kernels are 3D, whatever the domains are
+        self.model = HSSLNetwork(self.corpus, compiled=self._do_i_compile()).to(self.device, memory_format=layout)
         if self.device.type == "cpu":
             for domain in self.model.domains:
                 use_cpu_operators(domain.skeleton)
