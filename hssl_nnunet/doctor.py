@@ -208,4 +208,4 @@ def _restored_environment() -> Iterator[None]:
 def _precision(device: torch.device) -> str:
     from hssl_nnunet.training.precision import describe
 
-    return describe(device).removeprefix(f"{device.type}: ")
+    return describe(device, compiled=True).removeprefix(f"{device.type}: ")

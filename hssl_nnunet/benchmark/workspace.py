@@ -215,7 +215,7 @@ class Workspace:
         old, new = to_json(self.plan()), to_json(plan)
         pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
         pairs |= {f"arm {a}": (old["arms"][a], new["arms"][a]) for a in old["arms"].keys() & new["arms"].keys()}
-        if changed := [f"{key} was {was}, is {now}" for key, (was, now) in pairs.items() if was != now]:
+        if changed := [line for key, (was, now) in pairs.items() for line in _differences(key, was, now)]:
             raise HSSLError(
                 f"{self.folder} holds a benchmark with other values: {'; '.join(changed)}. Its records would not be "
                 "comparable: repeat them as they were, or start another benchmark with `-o`."
@@ -296,3 +296,11 @@ class Workspace:
         )
         write_json(folder / f"{name}.json", {**plans, "plans_name": name, "hssl": to_json(block)})
         return name
+
+
+def _differences(key: str, was: Any, now: Any) -> list[str]:
+    """What differs of a value that may be nested, each value under its path."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        shared = dict.fromkeys((*was, *now))
+        return [line for k in shared for line in _differences(f"{key}.{k}", was.get(k), now.get(k))]
+    return [f"{key} was {was}, is {now}"] if was != now else []

@@ -35,9 +35,11 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
 
     Attributes:
         seeded: whether training starts from the weights file that the plans name.
+        compiled: whether nnU-Net compiles the network; known once it is initialised.
     """
 
     seeded = True
+    compiled: bool
 
     def __init__(
         self,
@@ -71,11 +73,13 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
         torch.manual_seed(seed)
         super().initialize()
-        network = self.stock_network()
-        network.to(memory_format=precision.memory_format(self.device, self._topology().dim))
+        network, self.compiled = self.stock_network(), self._do_i_compile()
+        layout = precision.memory_format(self.device, self._topology().dim, compiled=self.compiled)
+        network.to(memory_format=layout)
         if self.device.type == "cpu":
             use_cpu_operators(network)
-        self.print_to_log_file(f"seed {seed}, precision {precision.describe(self.device, self.plan.precision)}")
+        described = precision.describe(self.device, self.plan.precision, compiled=self.compiled)
+        self.print_to_log_file(f"seed {seed}, precision {described}")
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's augmentation; mirroring of predictions as the plan has it."""
@@ -103,7 +107,7 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
             batch = next(self.dataloader_train)
             target = batch["target"]
             with precision.autocast(self.plan.precision, self.device):
-                images = precision.formatted(batch["data"], self.device)
+                images = precision.formatted(batch["data"], self.device, compiled=self.compiled)
                 fit.add(images, target if isinstance(target, list) else [target])
             missing = fit.missing() if index + 1 >= HEAD_BATCHES else []
             if index + 1 >= HEAD_BATCHES and not missing:
@@ -168,13 +172,13 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step in the hardware's precision and memory format."""
-        batch["data"] = precision.formatted(batch["data"], self.device)
+        batch["data"] = precision.formatted(batch["data"], self.device, compiled=self.compiled)
         with precision.autocast(self.plan.precision, self.device):
             return super().train_step(batch)  # type: ignore[no-any-return]
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step in the hardware's precision and memory format."""
-        batch["data"] = precision.formatted(batch["data"], self.device)
+        batch["data"] = precision.formatted(batch["data"], self.device, compiled=self.compiled)
         with precision.autocast(self.plan.precision, self.device):
             return super().validation_step(batch)  # type: ignore[no-any-return]
 

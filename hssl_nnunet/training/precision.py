@@ -51,25 +51,29 @@ def grad_scaler(plan: PrecisionPlan, device: torch.device) -> torch.amp.GradScal
     return torch.amp.GradScaler("cuda") if compute_dtype(plan, device) == torch.float16 else None
 
 
-def memory_format(device: torch.device, dim: int) -> torch.memory_format:
-    """Channels last where it helps (CPU and CUDA), else nnU-Net's contiguous format.
+def memory_format(device: torch.device, dim: int, *, compiled: bool = False) -> torch.memory_format:
+    """Channels last where it helps: on CPUs, and on GPUs in compiled networks; else nnU-Net's contiguous format.
+
+    On a GPU torch's own instance norm does not know channels last: uncompiled, every convolution would convert what it
+    is given (`benchmarks/layouts.py`).
 
     Args:
         device: the device of the run.
         dim: spatial axes, 2 or 3.
+        compiled: whether the network is compiled.
     """
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not compiled):
         return torch.contiguous_format
     return torch.channels_last_3d if dim == 3 else torch.channels_last
 
 
-def formatted(tensor: Tensor, device: torch.device) -> Tensor:
+def formatted(tensor: Tensor, device: torch.device, *, compiled: bool = False) -> Tensor:
     """A batch `(B, C, X, Y[, Z])` on the device in its memory format."""
-    layout = memory_format(device, tensor.ndim - 2)
+    layout = memory_format(device, tensor.ndim - 2, compiled=compiled)
     return tensor.to(device, non_blocking=True).contiguous(memory_format=layout)
 
 
-def describe(device: torch.device, plan: PrecisionPlan = "auto") -> str:
+def describe(device: torch.device, plan: PrecisionPlan = "auto", *, compiled: bool = False) -> str:
     """One line for `hssl doctor` and the training log, for example `cpu: float32, channels last`."""
-    layout = "contiguous" if memory_format(device, 3) == torch.contiguous_format else "channels last"
+    layout = "contiguous" if memory_format(device, 3, compiled=compiled) == torch.contiguous_format else "channels last"
     return f"{device.type}: {str(compute_dtype(plan, device)).removeprefix('torch.')}, {layout}"

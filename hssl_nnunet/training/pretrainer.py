@@ -87,9 +87,10 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         torch.manual_seed(self.plan.seed)  # every rank starts from the same weights
         self.batch_size = self.plan.chunks_per_step * self.plan.images_per_chunk
         self.geometries = [DomainGeometry.from_domain(d, self.plan.views) for d in self.corpus.domains]
-        # kernels in another format than the images cost a GPU several times the step (benchmarks/pretraining_step.py)
-        layout = precision.memory_format(self.device, 3)  # shared kernels are 3D, whatever the domains are
-        self.model = HSSLNetwork(self.corpus, compiled=self._do_i_compile()).to(self.device, memory_format=layout)
+        compiled = self._do_i_compile()
+        # kernels lie in memory as the images do; shared ones are 3D, whatever the domains are
+        layout = precision.memory_format(self.device, 3, compiled=compiled)
+        self.model = HSSLNetwork(self.corpus, compiled=compiled).to(self.device).to(memory_format=layout)
         if self.device.type == "cpu":
             for domain in self.model.domains:
                 use_cpu_operators(domain.skeleton)
@@ -100,10 +101,11 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.root = Path(self.preprocessed_dataset_folder_base)
         self.cache = VolumeCache(self.plan.cache_gib)
         self.rows = read_manifest(self.root / "manifest.csv")
-        self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device)
+        self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device, compiled)
         self.monitor = Monitor(self.corpus, self.geometries, self.root.parent, Path(self.output_folder))
         self.was_initialized = True
-        self.print_to_log_file(f"precision {precision.describe(self.device, self.plan.precision)}")
+        described = precision.describe(self.device, self.plan.precision, compiled=compiled)
+        self.print_to_log_file(f"precision {described}")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Optimiser over shared weights and heads; linear warm-up, then nnU-Net's polynomial decay."""

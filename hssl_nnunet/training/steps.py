@@ -25,6 +25,7 @@ class ChunkPreparer:
         geometries: Sequence[DomainGeometry],
         plan: PretrainingPlan,
         device: torch.device,
+        compiled: bool = False,
     ):
         """Keep what does not change between steps.
 
@@ -33,8 +34,9 @@ class ChunkPreparer:
             geometries: their crops, in the same order.
             plan: the pretraining plan.
             device: where views are made.
+            compiled: whether the network is compiled; it decides in which memory format it likes its input.
         """
-        self.geometries, self.plan, self.device = geometries, plan, device
+        self.geometries, self.plan, self.device, self.compiled = geometries, plan, device, compiled
         self.groups = group_indices(domains)
 
     def chunk(self, raw: RawChunk) -> Chunk:
@@ -45,7 +47,7 @@ class ChunkPreparer:
         hidden = self._hidden(views.valid[0], geometry, raw.seed)
         seen = views.augmented.clone()
         seen[0] = seen[0].masked_fill(hidden, 0.0)
-        layout = memory_format(self.device, seen.ndim - 3)
+        layout = memory_format(self.device, seen.ndim - 3, compiled=self.compiled)
         seen = seen.flatten(0, 1).contiguous(memory_format=layout).view(seen.shape)
         return Chunk(raw.domain, seen, views.clean[0], views.valid, hidden)
 

@@ -82,6 +82,12 @@ def test_batches_lie_channels_last_with_the_same_values(shape, layout) -> None:
     assert precision.memory_format(torch.device("mps"), len(shape) - 2) == torch.contiguous_format
 
 
+def test_on_a_gpu_compiled_networks_alone_are_channels_last() -> None:
+    assert precision.memory_format(CUDA, 3) == torch.contiguous_format
+    assert precision.memory_format(CUDA, 3, compiled=True) == torch.channels_last_3d
+    assert precision.memory_format(CUDA, 2, compiled=True) == torch.channels_last
+
+
 def test_the_description_names_what_will_run() -> None:
     assert precision.describe(CPU, "bf16") == "cpu: bfloat16, channels last"
     assert precision.describe(torch.device("mps"), "fp32") == "mps: float32, contiguous"
