@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,22 @@ def cpu_model() -> str:
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine(device: str | None) -> dict[str, object]:
+    """Versions and hardware, for a result.
+
+    Args:
+        device: `cpu` leaves the GPU out; anything else names it, where torch finds one.
+    """
+    about: dict[str, object] = {"versions": versions(), "cpu": cpu_model(), "cores": os.cpu_count()}
+    about["platform"] = platform.platform()
+    if device != "cpu":
+        import torch
+
+        if torch.cuda.is_available():
+            about["gpu"] = torch.cuda.get_device_name()
+    return about
 
 
 def _version(name: str) -> str:

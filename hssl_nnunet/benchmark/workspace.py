@@ -6,8 +6,6 @@ that no voxel is copied and nothing of the user's is written. Results go to `<fo
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from hssl_nnunet.plan_schema import (
     to_json,
 )
 from hssl_nnunet.transfer.weights_file import file_sha256
-from hssl_nnunet.versions import cpu_model, versions
+from hssl_nnunet.versions import machine
 
 PLAN_FILE = "benchmark.json"
 # what a later run in the same folder may not change; it may add datasets, budgets, arms and seeds
@@ -151,7 +149,7 @@ def plan_from_options(
         plan_values=plan_values,
         **base,
         device=device,
-        about={"versions": versions(), "cpu": cpu_model(), "cores": os.cpu_count(), "platform": platform.platform()},
+        about=machine(device),
     )
 
 

@@ -109,7 +109,7 @@ def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path)
     assert plan.plan_values["pretraining"]["initial_lr"] > 0 and plan.plan_values["finetuning"]["num_epochs"] > 0
     (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 7}}')
     for changes, named in (
-        ({"values_file": tmp_path / "values.json"}, "finetuning"),
+        ({"values_file": tmp_path / "values.json"}, "plan_values.finetuning.num_epochs"),
         ({"domains": [MR]}, "domains"),
         ({"min_cases": 3}, "min_cases"),
         ({"tune": True}, "tune"),
@@ -158,7 +158,7 @@ def test_defaults_that_changed_between_versions_are_noticed(plan: BenchmarkPlan,
     workspace = Workspace(tmp_path / "bench")
     workspace.write_plan(plan)
     values = {**plan.plan_values, "pretraining": {**plan.plan_values["pretraining"], "initial_lr": 0.5}}
-    with pytest.raises(HSSLError, match="plan_values was"):
+    with pytest.raises(HSSLError, match=r"values: plan_values\.pretraining\.initial_lr was [0-9.e-]+, is 0\.5\. Its"):
         workspace.check_plan(replace(plan, plan_values=values))
     workspace.write_plan(replace(plan, plan_values={}))  # as an older version wrote it
     workspace.check_plan(plan)

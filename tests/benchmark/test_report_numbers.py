@@ -18,6 +18,7 @@ from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.records import read_records
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import not_run, read_content
+from hssl_nnunet.benchmark.report.numbers import numbers
 from hssl_nnunet.benchmark.report.surfaces import surfaces
 
 
@@ -44,6 +45,8 @@ def test_the_numbers_beside_the_page_are_those_of_the_statistics(folder: Path, t
     for s in st.seed_spread(records):
         assert np.mean(means[s.dataset_name, s.budget, s.arm]) == pytest.approx(s.mean, abs=1e-3)
     assert len(found["not_run"]) == len(not_run(read_content(folder)))
+    small = replace(read_content(folder), facts=replace(read_content(folder).facts, settings={"weight_decay": 3e-5}))
+    assert numbers(small)["asked"]["settings"] == {"weight_decay": 3e-5}
 
 
 def test_surfaces_count_missed_labels_and_leave_empty_ones_out(folder: Path) -> None:

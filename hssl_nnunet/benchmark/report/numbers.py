@@ -11,7 +11,7 @@ from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.content import Content, not_run
 
-DIGITS = 4
+DIGITS = 6  # significant
 
 
 def numbers(content: Content) -> dict[str, Any]:
@@ -51,9 +51,10 @@ def numbers(content: Content) -> dict[str, Any]:
 
 def _run(record: RunRecord) -> dict[str, Any]:
     dice = {patient: 100 * value for patient, value in sorted(st.patient_dice(record).items())}
-    names = ("dataset_name", "budget", "arm", "seed", "num_epochs", "num_iterations_per_epoch", "train_s", "peak_gib")
+    names = ("dataset_name", "budget", "arm", "seed", "num_epochs", "num_iterations_per_epoch")
+    costs = ("train_s", "peak_gib", "peak_gpu_gib")
     return {
-        **{name: getattr(record, name) for name in names},
+        **{name: getattr(record, name) for name in (*names, *costs)},
         "weights_sha256": record.weights_sha256,
         "training_cases": len(record.training_cases),
         "dice": sum(dice.values()) / len(dice) if dice else None,
@@ -71,5 +72,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, float):
-        return round(value, DIGITS) if isfinite(value) else None
+        return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
     return value
