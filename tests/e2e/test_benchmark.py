@@ -69,6 +69,16 @@ def check_weights(folder: Path, split: dict) -> None:
         assert seen and seen.isdisjoint((DATASET, case) for case in split["test"])
 
 
+def check_validation_dice(run: Callable[..., str], folder: Path, split: dict) -> None:
+    """The script by which values are chosen scores neither labelled nor test cases."""
+    script = Path(__file__).parents[2] / "benchmarks" / "validation_dice.py"
+    run("python", script, "bench", "bench", "--arm", "scratch", "--out", "validation.json")
+    (found,) = json.loads((folder / "validation.json").read_text())["runs"]
+    known = {*split["test"], *split["order"]["0"][:2]}
+    assert found["cases"] == [case for case in split["order"]["0"] if case not in known] and found["cases"]
+    assert 0 <= found["bench"] <= 100 and len(found["bench, each"]) == len(found["cases"])
+
+
 def leaky_weights(environment: dict[str, str], run: Callable[..., str]) -> Path:
     """Weights pretrained on everything."""
     run("hssl", "corpus", "-d", *TASKS, "-o", 900, "-p", PLANS, "-np", 1)
@@ -97,6 +107,7 @@ def test_a_grid_survives_a_kill_and_tests_what_no_arm_has_seen(
     split = json.loads(splits)[DATASET]
     check_records(bench, split)
     check_weights(bench, split)
+    check_validation_dice(run, tmp_path, split)
     user = Path(environment["nnUNet_preprocessed"])
     assert not list(user.rglob("splits_final.json")) and not list(user.glob("Dataset9*"))
 
