@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hssl_nnunet.errors import HSSLError
 
 ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 ENV_TRAINERS = "nnUNet_extTrainer"
+DATASET_WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # what follows DatasetXXX_ in a name of ours
 
 
 def trainers_dir() -> Path:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
 from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER
-from hssl_nnunet.paths import plans_dir, trainers_dir
+from hssl_nnunet.paths import DATASET_WORDS, plans_dir, trainers_dir
 from hssl_nnunet.plan_schema import parse
 
 ARMS_FILE = "benchmark_arms.json"
@@ -88,6 +88,8 @@ def chosen_arms(names: Sequence[str], own: Mapping[str, Arm]) -> dict[str, Arm]:
 def _check(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
     if not NAME.fullmatch(name):
         raise HSSLError(f"Arm {name!r}: a name holds letters, digits and `_.+-` alone; it becomes a folder.")
+    if arm.pretrained_on != "none" and not DATASET_WORDS.fullmatch(name):
+        raise HSSLError(f"Arm {name!r}: an arm that is pretrained names a dataset: letters, digits, `_` and `-` alone.")
     trainers = sorted(p.stem for p in trainers_dir().glob("nnUNetTrainer*.py") if p.stem != PRETRAIN_TRAINER)
     if arm.trainer not in trainers:
         raise unknown_name("trainer", arm.trainer, trainers)

@@ -29,7 +29,7 @@ from hssl_nnunet.corpus.picture import draw_fingerprint
 from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
+from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
 from hssl_nnunet.plan_schema import (
     DEFAULT_PLANS,
     CorpusBlock,
@@ -147,7 +147,7 @@ def corpus_table(report: CorpusReport) -> Table:
 
 def _free_dataset_name(output_id: int, name: str, overwrite: bool) -> str:
     """Full name of the corpus, after a check that its id is free or its own."""
-    if not 1 <= output_id <= 999 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not 1 <= output_id <= 999 or not DATASET_WORDS.fullmatch(name):
         raise HSSLError(
             f"-o {output_id} -n {name!r}: expected an id from 1 to 999 and a name of letters, digits, _ and -."
         )

@@ -148,6 +148,7 @@ def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_p
         (["scratch", "low"], {"low": {**low, "weights_of": "scratch"}}, "nothing makes"),
         (["low"], {"low": {"description": "x"}}, "nothing makes"),
         (["a", "b"], {"a": {**low, "weights_of": "b"}, "b": {**low, "weights_of": "a"}}, "nothing makes"),
+        (["a.b"], {"a.b": {"description": "x", "pretrained_on": "all"}}, "names a dataset"),
         (["a/b"], {"a/b": {"description": "x", "pretrained_on": "all"}}, "becomes a folder"),
     ):
         with pytest.raises(HSSLError, match=f"(?s){said}"):
