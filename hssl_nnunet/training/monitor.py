@@ -23,7 +23,15 @@ from hssl_nnunet.training.precision import autocast, formatted
 from hssl_nnunet.training.steps import ChunkPreparer
 
 IMAGES_PER_DOMAIN = 32  # of each of the two parts, training and held-out: bounds the time and memory of a probe
-PROBES = ("effective_rank", "domain_accuracy", "domain_floor", "group_accuracy", "group_floor")
+PROBES = (
+    "effective_rank",
+    "domain_accuracy",
+    "domain_floor",
+    "group_accuracy",
+    "group_floor",
+    "image_accuracy",
+    "image_floor",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,8 @@ class Monitor:
 
         Returns:
             The values of `PROBES`: effective rank of the held-out embeddings, balanced accuracy of domain and finest
-            group, and the accuracy that the floor's features reach; nan where there are too few images.
+            group, and the accuracy that the floor's features reach; how many training images are found again by another
+            view among those of their domain, and by chance; nan where there are too few images.
         """
         model.eval()
         fit, score = self._features(model, training), self._features(model, held_out or training)
@@ -75,7 +84,30 @@ class Monitor:
                 fit.embeddings, labels[0], score.embeddings, labels[1]
             )
             values[f"{name}_floor"] = probes.linear_probe_accuracy(fit.floor, labels[0], score.floor, labels[1])
-        return values
+        return values | self._found_again(model, fit.rows)
+
+    def _found_again(self, model: HSSLNetwork, rows: list[ImageRow]) -> dict[str, float]:
+        """Mean over the domains of two images and more; views are drawn as in training, nothing is hidden."""
+        found, chance = [], []
+        for domain in sorted({row.domain for row in rows}):
+            there = [row for row in rows if row.domain == domain]
+            if len(there) > 1:
+                pairs = np.stack([self._two_views(model, there, index) for index in range(len(there))], axis=1)
+                found.append(probes.retrieval_accuracy(*pairs))
+                chance.append(1 / len(there))
+        if not found:
+            return {"image_accuracy": math.nan, "image_floor": math.nan}
+        return {"image_accuracy": float(np.mean(found)), "image_floor": float(np.mean(chance))}
+
+    def _two_views(self, model: HSSLNetwork, rows: list[ImageRow], index: int) -> NDArray[np.float32]:
+        """Embeddings `(2, D)` of two views of one image."""
+        plan, domain, device = self.corpus.pretraining, rows[index].domain, next(model.parameters()).device
+        raw = self._one(rows[index], rows, index, plan.views)
+        views = make_views(raw, self.geometries[domain], plan.views)
+        images, valid = (t.flatten(0, 1) for t in (views.augmented, views.valid))
+        with autocast(plan.precision, device):
+            embedded = model.embed(domain, formatted(images, device), valid.to(device))
+        return np.asarray(embedded.float().cpu())
 
     def _features(self, model: HSSLNetwork, rows: list[ImageRow]) -> Probed:
         chosen = _few_of_each_domain(rows)

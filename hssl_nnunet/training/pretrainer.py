@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timezone
 from pathlib import Path
 from time import time
@@ -216,8 +217,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self._log(mean_over_ranks(named, self.device))
 
     def _log(self, values: dict[str, float]) -> None:
-        for key, value in values.items():
-            self.logger.local_logger.my_fantastic_logging.setdefault(key, [])  # nnU-Net knows its own keys only
+        for key, value in values.items():  # nnU-Net knows its own keys only, and an older checkpoint not all of ours
+            self.logger.local_logger.my_fantastic_logging.setdefault(key, [math.nan] * self.current_epoch)
             self.logger.log(key, value, self.current_epoch)
 
     def _probe(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the embeddings hold: their effective rank, the labels a linear classifier reads from them, and its floor."""
+"""What the embeddings hold: their rank, the labels a linear classifier reads from them and its floor, the image."""
 
 from __future__ import annotations
 
@@ -70,6 +70,29 @@ def linear_probe_accuracy(
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
     predicted = model.fit(x, y).predict(new_x)
     return float(np.mean([(predicted[new_y == label] == label).mean() for label in np.unique(new_y)]))
+
+
+def retrieval_accuracy(first: Tensor | NDArray[Any], second: Tensor | NDArray[Any]) -> float:
+    """Share of images whose second view is the nearest to the first among the second views of all.
+
+    Nearest by the cosine of embeddings centred on their common mean: what all images share tells none from another.
+
+    Args:
+        first: (N, D) embeddings of one view of each image.
+        second: (N, D) of another view, in the same order.
+
+    Returns:
+        Between 0 and 1, chance is 1 / N; ties count as not found; nan for N < 2 or a value that is not finite.
+    """
+    one, other = _array(first), _array(second)
+    if len(one) < 2 or not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return nan
+    mean = (one.mean(0) + other.mean(0)) / 2
+    one, other = ((x - mean) / np.linalg.norm(x - mean, axis=1, keepdims=True).clip(1e-12) for x in (one, other))
+    similarity = one @ other.T
+    own = similarity.diagonal().copy()
+    np.fill_diagonal(similarity, -np.inf)
+    return float((own > similarity.max(axis=1)).mean())
 
 
 def floor_features(

@@ -38,6 +38,7 @@ def test_a_probe_scores_held_out_images_beside_its_floor(trainer: HSSLPretrainer
     values = trainer.monitor.probe(trainer.model, training, held_out)
     assert tuple(values) == PROBES and all(math.isfinite(v) for v in values.values())
     assert values["domain_floor"] > 0.5  # spacing and field of view alone tell most of these domains apart
+    assert values["image_floor"] == pytest.approx(1 / (tiny_corpus.IMAGES - 1)) and 0 <= values["image_accuracy"] <= 1
     assert 0 <= values["domain_accuracy"] <= 1 and 1 <= values["effective_rank"] <= 2  # three points span a plane
     points, names, groups = drawn["embeddings.png"]
     assert points.shape == (3, 2) and names == list(tiny_corpus.NAMES) and groups == ["brain", "heart", "chest"]
@@ -50,6 +51,22 @@ def test_a_probe_is_repeatable_and_leaves_the_weights(trainer: HSSLPretrainer, d
     torch.manual_seed(2)
     assert trainer.monitor.probe(trainer.model, trainer.rows, []) == first
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_the_image_probe_is_full_where_views_are_alike_and_chance_where_images_are(
+    trainer: HSSLPretrainer, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def telling(domain: int, images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """The same for each view of an image, another for each image."""
+        codes.append(codes[-1] + 1)
+        return torch.tensor([[math.cos(codes[-1]), math.sin(codes[-1])]]).expand(2, 2)
+
+    codes = [0]
+    monkeypatch.setattr(trainer.model, "embed", telling)
+    assert trainer.monitor._found_again(trainer.model, trainer.rows)["image_accuracy"] == 1
+    monkeypatch.setattr(trainer.model, "embed", lambda *_: torch.ones(2, 2))
+    assert trainer.monitor._found_again(trainer.model, trainer.rows)["image_accuracy"] == 0
+    assert all(map(math.isnan, trainer.monitor._found_again(trainer.model, trainer.rows[:1]).values()))
 
 
 def test_without_held_out_images_the_training_images_are_scored(trainer, drawn) -> None:

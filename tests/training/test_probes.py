@@ -8,7 +8,13 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hssl_nnunet.training.probes import effective_rank, floor_features, linear_probe_accuracy, pca_2d
+from hssl_nnunet.training.probes import (
+    effective_rank,
+    floor_features,
+    linear_probe_accuracy,
+    pca_2d,
+    retrieval_accuracy,
+)
 
 
 @pytest.fixture
@@ -19,6 +25,17 @@ def rng():
 def clusters(rng, labels, distance):
     centres = distance * np.random.default_rng(1).normal(size=(len(set(labels)), 8))  # the same in every call
     return centres[labels] + rng.normal(size=(len(labels), 8))
+
+
+def test_images_are_found_again_by_their_own_view_alone(rng):
+    images, noise = rng.normal(size=(30, 16)), rng.normal(size=(30, 16))
+    assert retrieval_accuracy(images, images + 0.1 * noise) == 1
+    assert retrieval_accuracy(1000 + images, 1000 + images) == 1  # what is common to all does not count
+    shuffled = retrieval_accuracy(images, np.roll(images, 1, axis=0))
+    assert shuffled == 0
+    assert 0 <= retrieval_accuracy(images, noise) < 0.3  # chance is 1 in 30
+    assert retrieval_accuracy(np.ones((5, 3)), np.ones((5, 3))) == 0  # a collapse finds none
+    assert isnan(retrieval_accuracy(images[:1], images[:1])) and isnan(retrieval_accuracy(images, images * nan))
 
 
 def test_effective_rank_of_known_spectra(rng):

@@ -222,6 +222,8 @@ LEARNED = {
     "domain told": "domain_accuracy",
     "by intensity and size alone": "domain_floor",
     "effective rank": "effective_rank",
+    "image found again": "image_accuracy",
+    "by chance": "image_floor",
 }
 
 
