@@ -84,10 +84,19 @@ class Monitor:
                 fit.embeddings, labels[0], score.embeddings, labels[1]
             )
             values[f"{name}_floor"] = probes.linear_probe_accuracy(fit.floor, labels[0], score.floor, labels[1])
-        return values | self._found_again(model, fit.rows)
+        return values | self.found_again(model, fit.rows)
 
-    def _found_again(self, model: HSSLNetwork, rows: list[ImageRow]) -> dict[str, float]:
-        """Mean over the domains of two images and more; views are drawn as in training, nothing is hidden."""
+    def found_again(self, model: HSSLNetwork, rows: list[ImageRow]) -> dict[str, float]:
+        """How many images another view of theirs finds again among those of their domain.
+
+        Args:
+            model: the network.
+            rows: images, of any domains.
+
+        Returns:
+            `image_accuracy` and what chance would reach, `image_floor`: means over the domains of two images and more,
+            nan if there is none. Views are drawn as in training, nothing is hidden.
+        """
         found, chance = [], []
         for domain in sorted({row.domain for row in rows}):
             there = [row for row in rows if row.domain == domain]
@@ -110,7 +119,7 @@ class Monitor:
         return np.asarray(embedded.float().cpu())
 
     def _features(self, model: HSSLNetwork, rows: list[ImageRow]) -> Probed:
-        chosen = _few_of_each_domain(rows)
+        chosen = few_of_each_domain(rows)
         plan, device = self.corpus.pretraining, next(model.parameters()).device
         still = replace(plan.views, rotation_degree=0.0, scale=0.0, mirror=False, intensity=0.0)
         embeddings, floors = [], []
@@ -166,7 +175,7 @@ def _field_of_view_mm(row: ImageRow) -> list[float]:
     return [size * spacing for size, spacing in zip(row.shape, row.spacing_mm, strict=True)]
 
 
-def _few_of_each_domain(rows: Sequence[ImageRow]) -> list[ImageRow]:
+def few_of_each_domain(rows: Sequence[ImageRow]) -> list[ImageRow]:
     """At most `IMAGES_PER_DOMAIN` of each domain, evenly spaced over its rows."""
     chosen = []
     for domain in sorted({row.domain for row in rows}):

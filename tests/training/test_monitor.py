@@ -63,10 +63,10 @@ def test_the_image_probe_is_full_where_views_are_alike_and_chance_where_images_a
 
     codes = [0]
     monkeypatch.setattr(trainer.model, "embed", telling)
-    assert trainer.monitor._found_again(trainer.model, trainer.rows)["image_accuracy"] == 1
+    assert trainer.monitor.found_again(trainer.model, trainer.rows)["image_accuracy"] == 1
     monkeypatch.setattr(trainer.model, "embed", lambda *_: torch.ones(2, 2))
-    assert trainer.monitor._found_again(trainer.model, trainer.rows)["image_accuracy"] == 0
-    assert all(map(math.isnan, trainer.monitor._found_again(trainer.model, trainer.rows[:1]).values()))
+    assert trainer.monitor.found_again(trainer.model, trainer.rows)["image_accuracy"] == 0
+    assert all(map(math.isnan, trainer.monitor.found_again(trainer.model, trainer.rows[:1]).values()))
 
 
 def test_without_held_out_images_the_training_images_are_scored(trainer, drawn) -> None:
@@ -77,7 +77,7 @@ def test_without_held_out_images_the_training_images_are_scored(trainer, drawn) 
 def test_large_domains_are_thinned_evenly(trainer: HSSLPretrainer) -> None:
     row = trainer.rows[0]
     rows = [replace(row, domain=0, case=str(i)) for i in range(100)] + [replace(row, domain=1, case="x")]
-    chosen = monitor._few_of_each_domain(rows)
+    chosen = monitor.few_of_each_domain(rows)
     cases = [int(r.case) for r in chosen if r.domain == 0]
     assert len(cases) == IMAGES_PER_DOMAIN == len(set(cases)) and cases[0] == 0 and cases[-1] == 99
     assert max(np.diff(cases)) - min(np.diff(cases)) <= 1 and chosen[-1].case == "x"

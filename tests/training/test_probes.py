@@ -27,7 +27,7 @@ def clusters(rng, labels, distance):
     return centres[labels] + rng.normal(size=(len(labels), 8))
 
 
-def test_images_are_found_again_by_their_own_view_alone(rng):
+def test_images_arefound_again_by_their_own_view_alone(rng):
     images, noise = rng.normal(size=(30, 16)), rng.normal(size=(30, 16))
     assert retrieval_accuracy(images, images + 0.1 * noise) == 1
     assert retrieval_accuracy(1000 + images, 1000 + images) == 1  # what is common to all does not count

@@ -1,0 +1,61 @@
+"""Whether pretraining tells the images of one domain apart: are they found again by another view?
+
+    python benchmarks/image_probe.py CORPUS CHECKPOINT [CHECKPOINT...] -p PLANS [--out .../image_probe.json]
+
+CORPUS is what `hssl corpus` wrote, CHECKPOINT a `checkpoint_final.pth` of a pretraining on its domains. For each, and
+for weights that are drawn afresh: the probe `image_accuracy` of a run's log, over the training images.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import about, corpus_parser, pretrainer
+
+from hssl_nnunet.data.split import held_out_rows
+from hssl_nnunet.files import write_json
+from hssl_nnunet.launch import set_environment
+from hssl_nnunet.training.monitor import few_of_each_domain
+from hssl_nnunet.transfer.export import load_checkpoint
+
+
+def main() -> None:
+    parser = corpus_parser(__doc__, "image_probe.json")
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    args = parser.parse_args()
+    set_environment()
+    os.environ["nnUNet_results"] = tempfile.mkdtemp()
+    torch.set_num_threads(args.threads)
+    trainer = pretrainer(args.corpus, args.plans, args.device)
+    trainer.initialize()
+    found = {"fresh": probed(trainer)}
+    for path in args.checkpoints:
+        trainer.model.load_state_dict(load_checkpoint(str(path))["network_weights"], strict=False)
+        found[path.parents[2].name] = probed(trainer)
+    told = {"command": f"python {shlex.join(sys.argv)}", **about(args.device, args.threads)}
+    write_json(args.out, {**told, "seed": trainer.plan.seed, "found": found})
+
+
+def probed(trainer: Any) -> dict[str, float]:
+    """The probe over every domain, and for each."""
+    held_out = held_out_rows(trainer.rows, trainer.plan.held_out_fraction, trainer.plan.seed)
+    rows = few_of_each_domain([row for index, row in enumerate(trainer.rows) if index not in held_out])
+    trainer.model.eval()
+    with torch.no_grad():
+        result = trainer.monitor.found_again(trainer.model, rows)
+        for name in dict.fromkeys(r.dataset_name for r in rows):
+            of_domain = [r for r in rows if r.dataset_name == name]
+            result[name] = trainer.monitor.found_again(trainer.model, of_domain)["image_accuracy"]
+    result = {name: round(value, 3) for name, value in result.items()}
+    print(result, flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()
