@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_benchmark import ARMS, BUDGETS, DATASETS, SEEDS, Page, heading, run
+from tiny_benchmark import ARMS, BUDGETS, DATASETS, EVIL_ARM, SEEDS, Page, heading, run
 
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.records import read_records
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import not_run, read_content
 from hssl_nnunet.benchmark.report.numbers import numbers
+from hssl_nnunet.benchmark.report.rivals import rivals
 from hssl_nnunet.benchmark.report.surfaces import surfaces
 
 
@@ -47,6 +48,19 @@ def test_the_numbers_beside_the_page_are_those_of_the_statistics(folder: Path, t
     assert len(found["not_run"]) == len(not_run(read_content(folder)))
     small = replace(read_content(folder), facts=replace(read_content(folder).facts, settings={"weight_decay": 3e-5}))
     assert numbers(small)["asked"]["settings"] == {"weight_decay": 3e-5}
+
+
+def test_other_pretrainings_stand_beside_the_method_and_baselines_do_not(folder: Path, page: Page) -> None:
+    content, table = read_content(folder), page.tables["hssl against other pretrainings"]
+    assert table[0] == ["arm", "all datasets", *content.datasets]
+    rows = [row for row in table[1:] if len(row) > 1]
+    assert {row[0] for row in rows} == {EVIL_ARM} and len(rows) == len(content.budgets())
+    for row, budget in zip(rows, content.budgets(), strict=True):
+        for cell, name in zip(row[2:], content.datasets, strict=True):
+            ours, theirs = content.of(name, budget, "hssl"), content.of(name, budget, EVIL_ARM)
+            differences = st.paired(ours, theirs)  # (seeds, patients), hssl minus the other
+            assert cell.startswith(f"{number(differences.mean(), '+.1f')} (")
+    assert rivals(replace(content, records=[r for r in content.records if r.arm != "hssl"])) == []
 
 
 def test_surfaces_count_missed_labels_and_leave_empty_ones_out(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.content import Content, not_run
+from hssl_nnunet.benchmark.report.rivals import compared
 
 DIGITS = 6  # significant
 
@@ -22,7 +23,8 @@ def numbers(content: Content) -> dict[str, Any]:
 
     Returns:
         `asked` (what was asked for, versions, hardware), `runs` (one for each record, Dice in points by patient),
-        `comparisons`, `overall` and `mean_ranks` as `statistics.py` has them, `pretraining` and `not_run`.
+        `comparisons`, `overall` and `mean_ranks` as `statistics.py` has them, `against_method` (other pretrained arms
+        minus the method), `pretraining` and `not_run`.
     """
     facts = content.facts
     asked = {
@@ -42,6 +44,7 @@ def numbers(content: Content) -> dict[str, Any]:
         "comparisons": [{**asdict(c), "finding": c.finding} for c in comparisons],
         "overall": st.overall(content.records),
         "mean_ranks": st.mean_ranks(content.records),
+        "against_method": dict(zip(("comparisons", "overall"), compared(content.records), strict=True)),
         "pretraining": facts.pretraining,
         "not_run": not_run(content),
     }

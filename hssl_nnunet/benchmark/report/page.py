@@ -11,7 +11,7 @@ from typing import Any
 import hssl_nnunet
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.intervals import crossed_interval
-from hssl_nnunet.benchmark.report import figures, gallery, tables, wording
+from hssl_nnunet.benchmark.report import figures, gallery, rivals, tables, wording
 from hssl_nnunet.benchmark.report.cases import FIRST_COLOUR, SECOND_COLOUR, TRUTH_COLOUR
 from hssl_nnunet.benchmark.report.content import Content, not_run, read_content
 from hssl_nnunet.benchmark.report.drawing import ArmStyle, arm_styles
@@ -96,6 +96,8 @@ def _values(content: Content) -> dict[str, Any]:
         "tallies": [t for b in st.BASELINES if (t := wording.tally(comparisons, b))],
         "results": tables.results(content, comparisons),
         "pooled": tables.pooled(content, overall, comparisons),
+        "rivals": rivals.rivals(content),
+        "rival_columns": rivals.columns(content),
         "missing": not_run(content),
         "grid_unknown": [k for k in ("datasets", "budgets", "arms", "seeds") if not getattr(content.facts, k)],
         "compared_with": _compared_with(comparisons),
