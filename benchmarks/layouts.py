@@ -66,6 +66,7 @@ def measured(args: argparse.Namespace, arm: Arm) -> dict[str, float]:
     torch.set_num_threads(args.threads)
     as_in_training()
     what, of, layout, _ = arm
+    # before a trainer's modules are imported, which take the function by name
     precision.memory_format = lambda *_, **__: FORMATS[layout]
     step = pretraining_step(args, int(of)) if what == "pretraining" else training_step(args, what, of)
     seconds = []

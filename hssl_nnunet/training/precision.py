@@ -54,8 +54,8 @@ def grad_scaler(plan: PrecisionPlan, device: torch.device) -> torch.amp.GradScal
 def memory_format(device: torch.device, dim: int, *, compiled: bool = False) -> torch.memory_format:
     """Channels last where it helps: on CPUs, and on GPUs in compiled networks; else nnU-Net's contiguous format.
 
-    On a GPU torch's own instance norm does not know channels last: uncompiled, every convolution would convert what it
-    is given (`benchmarks/layouts.py`).
+    Uncompiled it is the slower format on a GPU, where torch's own instance norm does not keep it
+    (`benchmarks/layouts.py`).
 
     Args:
         device: the device of the run.

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import tiny_corpus
 import torch
+from tiny_corpus import batch_of_all_domains, started
 
-from hssl_nnunet.data.crops import RawChunk
-from hssl_nnunet.training.pretrainer import HSSLPretrainer
 from hssl_nnunet.transfer.weights_file import load_weights
 
 pytestmark = [
@@ -31,29 +30,15 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_compile", "f")
 
 
-def started(corpus: Path, device: str, **overrides: object) -> HSSLPretrainer:
-    trainer = tiny_corpus.pretrainer(corpus, {**STILL, **overrides}, device)
-    trainer.initialize()
-    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-    return trainer
-
-
-def batch_of_all_domains(trainer: HSSLPretrainer) -> list[RawChunk]:
-    found: dict[int, RawChunk] = {}
-    while len(found) < 3:
-        found |= {raw.domain: raw for raw in next(trainer.dataloader_train)}
-    return [found[domain] for domain in range(3)]
-
-
 @pytest.mark.parametrize(
     ("compiled", "checkpointing"), [("f", "none"), ("f", "chunk"), ("f", "image"), ("t", "none"), ("t", "chunk")]
 )
 def test_losses_and_gradients_are_the_cpus(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, compiled: str, checkpointing: str
 ) -> None:
-    here = started(corpus, "cpu")
+    here = started(corpus, STILL)
     monkeypatch.setenv("nnUNet_compile", compiled)
-    there = started(corpus, "cuda", checkpointing=checkpointing)
+    there = started(corpus, {**STILL, "checkpointing": checkpointing}, "cuda")
     batch, terms = batch_of_all_domains(here), []
     for trainer in (here, there):
         terms.append(trainer.terms(batch))
@@ -87,7 +72,7 @@ def test_a_whole_run_in_bf16_learns_probes_and_writes_weights(
 
 
 def test_chunks_are_read_into_page_locked_memory(corpus: Path) -> None:
-    trainer = started(corpus, "cuda", num_workers=2)
+    trainer = started(corpus, {"num_workers": 2}, "cuda")
     assert all(raw.source.is_pinned() for raw in next(trainer.dataloader_train))
 
 

@@ -15,6 +15,7 @@ import pytest
 import tiny_corpus
 import torch
 from safetensors import safe_open
+from tiny_corpus import batch_of_all_domains, started
 from torch import nn
 
 from hssl_nnunet.data.crops import RawChunk
@@ -44,22 +45,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def only(*names: str) -> dict[str, Any]:
     """A plan whose loss has these terms alone."""
     return {"loss": {name: float(name in names) for name in TERMS}}
-
-
-def started(corpus: Path, overrides: dict[str, Any] | None = None) -> HSSLPretrainer:
-    """A trainer with network and loaders."""
-    trainer = tiny_corpus.pretrainer(corpus, overrides)
-    trainer.initialize()
-    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-    return trainer
-
-
-def batch_of_all_domains(trainer: HSSLPretrainer) -> list[RawChunk]:
-    """One raw chunk of each domain."""
-    found: dict[int, RawChunk] = {}
-    while len(found) < 3:
-        found |= {raw.domain: raw for raw in next(trainer.dataloader_train)}
-    return [found[domain] for domain in range(3)]
 
 
 def values(terms: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
+from hssl_nnunet.data.crops import RawChunk
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, merged, pretraining_plan, to_json
 from hssl_nnunet.training.pretrainer import HSSLPretrainer
 
@@ -200,3 +201,19 @@ def pretrainer(
     content["continue_training"] = False
     dataset_json = json.loads((folder / "dataset.json").read_text())
     return HSSLPretrainer(content, "3d_fullres", "all", dataset_json, torch.device(device), **kwargs)
+
+
+def started(folder: Path, overrides: Mapping[str, Any] | None = None, device: str = "cpu") -> HSSLPretrainer:
+    """A trainer with network and loaders."""
+    trainer = pretrainer(folder, overrides, device)
+    trainer.initialize()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    return trainer
+
+
+def batch_of_all_domains(trainer: HSSLPretrainer) -> list[RawChunk]:
+    """One raw chunk of each domain."""
+    found: dict[int, RawChunk] = {}
+    while len(found) < len(NAMES):
+        found |= {raw.domain: raw for raw in next(trainer.dataloader_train)}
+    return [found[domain] for domain in range(len(NAMES))]
