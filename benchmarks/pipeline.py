@@ -42,8 +42,9 @@ def main() -> None:
         source.read(step)
     source.close()
     runs = [compared(trainer, w, c, args) for w in args.workers for c in args.cache_gib]
-    precision = describe(trainer.device, trainer.plan.precision)
-    measured = {"precision": precision, "images_per_step": trainer.batch_size, "runs": runs}
+    compiled = trainer._do_i_compile()
+    precision = describe(trainer.device, trainer.plan.precision, compiled=compiled)
+    measured = {"compiled": compiled, "precision": precision, "images_per_step": trainer.batch_size, "runs": runs}
     write_json(args.out, {"command": f"python {shlex.join(sys.argv)}", **told, **measured})
 
 

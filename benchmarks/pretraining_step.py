@@ -1,6 +1,6 @@
 """Where a pretraining step's time goes, domain by domain, and how near its network is to what the hardware can do.
 
-    python benchmarks/pretraining_step.py CORPUS -p PLANS [--steps 5] [--out benchmarks/results/pretraining_step.json]
+    python benchmarks/pretraining_step.py CORPUS -p PLANS [--steps 5] [--images-per-chunk 4] [--out .../step.json]
 
 CORPUS is what `hssl corpus` wrote. For each domain, in turn and in one process: views and masks of one chunk; the
 trainer's step on it, without the data; the same network alone, with parameters of its own (the pure forwards and
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,12 +45,20 @@ def main() -> None:
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
     torch.set_num_threads(args.threads)
     trainer = pretrainer(args.corpus, args.plans, args.device)
+    trainer.plan = replace(trainer.plan, images_per_chunk=args.images_per_chunk or trainer.plan.images_per_chunk)
     trainer.initialize()
     told = about(args.device, args.threads)
     found = ceilings(trainer, args.steps)
     domains = {trainer.corpus.domains[d].dataset_name: of_domain(trainer, d, args.steps, found) for d in used(trainer)}
-    described = precision.describe(trainer.device, trainer.plan.precision)
-    measured = {"precision": described, "seed": trainer.plan.seed, "ceilings": found, "domains": domains}
+    compiled = trainer._do_i_compile()
+    described = precision.describe(trainer.device, trainer.plan.precision, compiled=compiled)
+    measured = {
+        "compiled": compiled,
+        "precision": described,
+        "seed": trainer.plan.seed,
+        "ceilings": found,
+        "domains": domains,
+    }
     write_json(args.out, {"command": f"python {shlex.join(sys.argv)}", **told, **measured})
 
 
@@ -68,7 +77,7 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
         "pure_network": pure_network(trainer, chunk),
         "projection": lambda: projection(trainer, domain),
         "heads_and_loss": heads_and_loss(trainer, raw, chunk),
-        "optimizer": lambda: optimise(trainer),
+        "optimizer": optimiser(trainer),
     }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(steps + 1):
@@ -143,7 +152,7 @@ def heads_and_loss(trainer: Any, raw: Any, chunk: Any) -> Callable[[], None]:
 
     def run() -> None:
         with precision.autocast(trainer.plan.precision, trainer.device):
-            h = model.embedding(leaves, chunk.valid.flatten(0, 1)).unflatten(0, chunk.views.shape[:2])
+            h = model._embed(leaves, chunk.valid.flatten(0, 1)).unflatten(0, chunk.views.shape[:2])
             done = () if decoded is None else (Reconstruction(decoded, chunk.target, chunk.hidden, chunk.valid[0]),)
             outputs = model._heads(h, done)
         hierarchical_loss(outputs, trainer.preparer.labels([raw]), trainer.plan.loss)["total"].backward()
@@ -152,13 +161,18 @@ def heads_and_loss(trainer: Any, raw: Any, chunk: Any) -> Callable[[], None]:
     return run
 
 
-def optimise(trainer: Any) -> None:
+def optimiser(trainer: Any) -> Callable[[], None]:
     """Clipping and the optimiser's step, on gradients of the size of the parameters."""
-    for parameter in trainer.model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.plan.gradient_clip)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    gradients = [torch.zeros_like(p) for p in trainer.model.parameters()]
+
+    def run() -> None:
+        for parameter, gradient in zip(trainer.model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.plan.gradient_clip)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
+
+    return run
 
 
 def timed(trainer: Any, part: Callable[[], Any]) -> float:
@@ -217,6 +231,7 @@ def ceilings(trainer: Any, steps: int) -> dict[str, float]:
 def arguments() -> argparse.Namespace:
     parser = corpus_parser(__doc__, "pretraining_step.json")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--images-per-chunk", type=int, help="default: the plan's")
     return parser.parse_args()
 
 

@@ -1,10 +1,11 @@
 """Step time of fine-tuning against stock nnU-Net, and whether bf16 follows the loss curve of fp32.
 
-    python benchmarks/step.py DATASET -p PLANS [-device cuda] [--steps 5] [--curve-steps 40] [--out .../step.json]
+    python benchmarks/step.py DATASET -p PLANS [-device cuda] [--steps 5] [--block 1] [--curve-steps 40] [--out FILE]
 
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
-The trainers step on the same real batches, in turn (A B A B), in one process; the ratio is taken pair by pair. A step's
-parts are the gaps between hooks: batch to device, forward, loss, backward with clipping, optimiser. The curves train
+The trainers step on the same real batches, in turn (A B A B), in one process, each `--block` steps in a row without
+waiting for the device between them; the ratio is taken pair by pair. A step's parts, measured afterwards, are the gaps
+between hooks: batch to device, forward, loss, backward with clipping, optimiser. The curves train
 the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another
 start, which shows the noise. nnU-Net compiles the networks on a GPU unless `nnUNet_compile` is `f`.
 """
@@ -48,7 +49,7 @@ def main() -> None:
         "command": f"python {shlex.join(sys.argv)}",
         **about(args.device, args.threads),
         "compiled": args.device.type == "cuda" and os.environ.get("nnUNet_compile", "t").lower() in ("true", "1", "t"),
-        "step": step_times(name, args.plans, args.steps, args.device),
+        "step": step_times(name, args.plans, args.device, args.steps, args.block),
     }
     write_json(args.out, result)
     print(result["step"], flush=True)
@@ -76,33 +77,43 @@ def planned(dataset: str, plans: str, **values: object) -> Iterator[str]:
         (folder / f"{name}.json").unlink()
 
 
-def step_times(dataset: str, plans: str, steps: int, device: torch.device) -> dict[str, object]:
+def step_times(dataset: str, plans: str, device: torch.device, steps: int, block: int) -> dict[str, object]:
     arms = {"stock": trainer(STOCK_TRAINER, dataset, plans, device)}
     for precision in ("fp32", "auto") if device.type == "cpu" else ("auto",):
         with planned(dataset, plans, precision=precision) as ours:
             arms[f"hssl_{precision}"] = trainer(SCRATCH_TRAINER, dataset, ours, device)
     loader, _ = arms["stock"].get_dataloaders()
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    parts = {arm: Parts(built, device) for arm, built in arms.items()}
     waited = []
-    for step in range(steps + 1):
+    for turn in range(steps + 1):
         begin = time.perf_counter()
-        batch = next(loader)
-        waited.append(time.perf_counter() - begin)
+        batches = [next(loader) for _ in range(block)]
+        waited.append((time.perf_counter() - begin) / block)
         for arm, built in arms.items():
-            took = parts[arm].step(built, dict(batch))
-            if step:  # the first one warms up
+            took = time_of_a_step(built, batches, device)
+            if turn:  # the first one warms up
                 seconds[arm].append(took)
     configuration = arms["stock"].configuration_manager
     return {
         "batch_size": configuration.batch_size,
         "patch_size": list(map(int, configuration.patch_size)),
-        "auto_is": describe(device),
-        **{f"{arm}_s": [round(s, 3) for s in values] for arm, values in seconds.items()},
+        "steps_in_a_row": block,
+        "auto_is": describe(device, compiled=arms["hssl_auto"].compiled),
+        **{f"{arm}_s": [round(s, 4) for s in values] for arm, values in seconds.items()},
         **{f"stock_over_{arm}": ratios(seconds["stock"], seconds[arm], 2) for arm in list(arms)[1:]},
-        "parts_s": {arm: found.medians() for arm, found in parts.items()},
+        "parts_s": {arm: Parts(built, device).medians(batches * (steps + 1)) for arm, built in arms.items()},
         "wait_for_a_batch_s": round(statistics.median(waited[1:]), 4),
     }
+
+
+def time_of_a_step(built: object, batches: list[dict[str, object]], device: torch.device) -> float:
+    """Mean seconds of a few steps in a row; only then the device is waited for."""
+    synchronise(device)
+    begin = time.perf_counter()
+    for batch in batches:
+        built.train_step(dict(batch))
+    synchronise(device)
+    return (time.perf_counter() - begin) / len(batches)
 
 
 class Parts:
@@ -111,7 +122,7 @@ class Parts:
     NAMES = ("to_device", "forward", "loss", "backward", "optimizer")
 
     def __init__(self, built: object, device: torch.device):
-        self.device = device
+        self.built, self.device = built, device
         self.times: list[float] = []
         self.steps: list[list[float]] = []
         built.network.register_forward_pre_hook(self.mark)
@@ -123,17 +134,14 @@ class Parts:
         synchronise(self.device)
         self.times.append(time.perf_counter())
 
-    def step(self, built: object, batch: dict[str, object]) -> float:
-        """Seconds of one step."""
-        self.times = []
-        self.mark()
-        built.train_step(batch)
-        self.mark()
-        self.steps.append([b - a for a, b in zip(self.times, self.times[1:], strict=False)])
-        return self.times[-1] - self.times[0]
-
-    def medians(self) -> dict[str, float]:
-        """Of every step but the first, which warms up."""
+    def medians(self, batches: list[dict[str, object]]) -> dict[str, float]:
+        """Of the steps on these batches but the first, which warms up."""
+        for batch in batches:
+            self.times = []
+            self.mark()
+            self.built.train_step(dict(batch))
+            self.mark()
+            self.steps.append([b - a for a, b in zip(self.times, self.times[1:], strict=False)])
         columns = zip(*self.steps[1:], strict=True)
         return {name: round(statistics.median(column), 4) for name, column in zip(self.NAMES, columns, strict=True)}
 
@@ -158,6 +166,7 @@ def curves(dataset: str, plans: str, steps: int, device: torch.device) -> dict[s
 def arguments() -> argparse.Namespace:
     parser = corpus_parser(__doc__, "step.json", "dataset")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--block", type=int, default=1, help="steps in a row")
     parser.add_argument("--curve-steps", type=int, default=40, help="0: no curves")
     return parser.parse_args()
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hssl_nnunet.data.device import sent
+
 NOISE_SIGMA = (0.0, 0.1)
 BLUR_SIGMA = (0.5, 1.0)  # voxels
 BRIGHTNESS = (0.75, 1.25)
@@ -49,7 +51,7 @@ def augment_intensity(
     for transform in TRANSFORMS:
         chosen = torch.nonzero(torch.rand(len(image), generator=generator) < probability)[:, 0]
         if len(chosen):
-            rows = chosen.to(image.device)
+            rows = sent(chosen, image.device)
             image[rows] = transform(image[rows], valid[rows], fine_axes, generator)
     return image
 
@@ -109,7 +111,8 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
         index = torch.from_numpy(sources).unfold(0, len(taps), 1).expand(len(image), -1, -1)  # (N, n, taps)
         # one small matrix an axis is several times faster than a convolution with a kernel for each image
         matrix = torch.zeros(len(image), n, n).scatter_add_(2, index, weights[:, None, axis - 2].expand_as(index))
-        blurred = torch.einsum("nc...i,nji->nc...j", image.movedim(axis, -1), matrix.to(image))
+        matrix = sent(matrix.to(image.dtype), image.device)
+        blurred = torch.einsum("nc...i,nji->nc...j", image.movedim(axis, -1), matrix)
         image = blurred.movedim(-1, axis)
     return image
 
@@ -166,7 +169,7 @@ def _statistics(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 def _as(values: Tensor, image: Tensor) -> Tensor:
     """One value an image, (N,), in the shape that broadcasts over `image`, on its device."""
-    return values.to(image).view(-1, *[1] * (image.ndim - 1))
+    return sent(values.to(image.dtype), image.device).view(-1, *[1] * (image.ndim - 1))
 
 
 def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

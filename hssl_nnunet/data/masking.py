@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hssl_nnunet.data.device import sent
+
 
 def block_edges(spacing: Sequence[float], block_voxel: int) -> tuple[int, ...]:
     """Edges of a block in voxels: `block_voxel` along the finest axis, fewer along coarser ones, at least one.
@@ -49,7 +51,7 @@ def block_mask(
     hidden = min(round(ratio * blocks), blocks - 1)
     order = torch.rand(batch, blocks, generator=generator).argsort(dim=1)
     mask = torch.zeros(batch, blocks, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
-    mask = mask.view(batch, 1, *grid).to(device)
+    mask = sent(mask.view(batch, 1, *grid), device)
     for axis, (edge, n) in enumerate(zip(edges, size, strict=True), start=2):
         mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, 0, n)
     return mask

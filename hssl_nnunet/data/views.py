@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
+from hssl_nnunet.data.device import sent
 from hssl_nnunet.data.intensity import augment_intensity
 from hssl_nnunet.plan_schema import ViewPlan
 
@@ -110,8 +111,9 @@ def sample_views(
     box, crop = torch.tensor(source.shape[2:]), torch.tensor(crop_size)
     # grid_sample counts -1..1 from border to border of the box, and the last axis first
     linear = matrix * crop / box[:, None]
-    theta = torch.cat((linear.flip(-1, -2), (2 * offset / box).flip(-1)[..., None]), dim=-1).to(source)
-    grid = F.affine_grid(theta.flatten(0, 1), [batch * views, 1, *crop_size], align_corners=False)
+    theta = torch.cat((linear.flip(-1, -2), (2 * offset / box).flip(-1)[..., None]), dim=-1)
+    theta = sent(theta.to(source.dtype).flatten(0, 1), source.device)
+    grid = F.affine_grid(theta, [batch * views, 1, *crop_size], align_corners=False)
     # views side by side along the first axis: the box need not be copied for each of them
     grid = grid.view(batch, views * crop_size[0], *grid.shape[2:])
     image = F.grid_sample(source, grid, padding_mode="border", align_corners=False)

@@ -27,10 +27,9 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
     """
     features, valid = features.flatten(2), valid.flatten(2)  # (B, C, N), (B, 1, N)
     valid = valid | ~valid.any(dim=2, keepdim=True)
-    with torch.autocast(features.device.type, enabled=False):
-        if pooling == "mean":
-            return _mean(features, valid)
-        statistics: Tensor = _Statistics.apply(features, valid)
+    if pooling == "mean":
+        return _mean(features, valid)
+    statistics: Tensor = _Statistics.apply(features, valid)
     return statistics
 
 
@@ -70,7 +69,8 @@ class _Statistics(torch.autograd.Function):
 class Embedding(nn.Module):
     """`h`: each level >= 1 pooled, mapped to a common width by its own linear layer, averaged over the levels.
 
-    A shallow topology lacks the deep levels; the average over those it has keeps `h` on one scale.
+    A shallow topology lacks the deep levels; the average over those it has keeps `h` on one scale. It computes in
+    float32 under any autocast: its products are small, so that casting them costs more time than it saves.
     """
 
     def __init__(self, features: Sequence[int], width: int, pooling: Literal["mean_max_std", "mean"]):
@@ -98,12 +98,13 @@ class Embedding(nn.Module):
             `(B, width)` float32.
         """
         share = valid.float()
-        embedded = []
-        for linear, features in zip(self.levels, skips[1:], strict=False):
-            # a coarse voxel counts as valid when at least half of what it covers is
-            covered = _resize(share, features.shape[2:]) >= 0.5
-            embedded.append(linear(pooled_statistics(features.float(), covered, self.pooling)))
-        return self.norm(torch.stack(embedded).mean(0))  # type: ignore[no-any-return]
+        with torch.autocast(valid.device.type, enabled=False):
+            embedded = []
+            for linear, features in zip(self.levels, skips[1:], strict=False):
+                # a coarse voxel counts as valid when at least half of what it covers is
+                covered = _resize(share, features.shape[2:]) >= 0.5
+                embedded.append(linear(pooled_statistics(features.float(), covered, self.pooling)))
+            return self.norm(torch.stack(embedded).mean(0))  # type: ignore[no-any-return]
 
 
 def _resize(share: Tensor, shape: Sequence[int]) -> Tensor:

@@ -116,6 +116,9 @@ class HSSLNetwork(nn.Module):
         features = max((t.features for t in topologies), key=len)
         width = plan.embedding_width
         self.embedding = Embedding(features, width, loss.pooling) if embeds(loss) else None
+        self._embed = None if self.embedding is None else self.embedding.forward
+        if compiled and self._embed is not None:
+            self._embed = torch.compile(self._embed, dynamic=False)
         self.projector = Projector(width, plan.projection_width) if contrasts(loss) else None
         queued = loss.queue_per_domain if loss.image > 0 else 0
         self.queue = NegativeQueue(len(topologies), queued, plan.projection_width) if queued else None
@@ -164,17 +167,19 @@ class HSSLNetwork(nn.Module):
 
     def _images(self, parameters: dict[str, Tensor], chunk: Chunk) -> tuple[Tensor | None, Tensor | None]:
         skips, prediction = self.domains[chunk.domain].call(parameters, chunk.views.flatten(0, 1), chunk.views.shape[1])
-        if self.embedding is None:
+        if self._embed is None:
             return None, prediction
-        h = self.embedding(skips, chunk.valid.flatten(0, 1))
+        h = self._embed(skips, chunk.valid.flatten(0, 1))
         return h.unflatten(0, chunk.views.shape[:2]), prediction
 
     def _heads(self, h: Tensor | None, reconstructions: tuple[Reconstruction, ...]) -> Outputs:
         if h is None:
             return Outputs(None, None, (), reconstructions)
-        z = None if self.projector is None else self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])
-        task = None if self.task_head is None else self.task_head(h)
-        return Outputs(z, task, tuple(head(h) for head in self.group_heads), reconstructions)
+        with torch.autocast(h.device.type, enabled=False):  # products too small to be worth their casts
+            z = None if self.projector is None else self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+            task = None if self.task_head is None else self.task_head(h)
+            groups = tuple(head(h) for head in self.group_heads)
+        return Outputs(z, task, groups, reconstructions)
 
     @torch.no_grad()
     def embed(self, domain: int, images: Tensor, valid: Tensor) -> Tensor:

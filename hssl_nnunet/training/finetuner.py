@@ -18,13 +18,15 @@ from hssl_nnunet.plan_schema import target_block
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.full_validation import validate_fully
 from hssl_nnunet.training.head_start import HeadFit
-from hssl_nnunet.training.schedule import EpochSchedule, build_optimizer, finetuning_multipliers
+from hssl_nnunet.training.optimizer import Stepper, build_optimizer
+from hssl_nnunet.training.schedule import EpochSchedule, finetuning_multipliers
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.seeding import load_into
 from hssl_nnunet.transfer.weights_file import file_sha256, load_weights
 
 HEAD_BATCHES, MOST_HEAD_BATCHES = 10, 50
+GRADIENT_CLIP = 12.0  # nnU-Net's
 
 
 class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
@@ -165,16 +167,28 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         named = [(n.removeprefix("_orig_mod."), p) for n, p in self.network.named_parameters()]
         groups = [[p for n, p in named if n.startswith("encoder.") == is_encoder] for is_encoder in (False, True)]
         optimizer = build_optimizer(self.plan.optimizer, [(g, self.initial_lr) for g in groups], self.weight_decay)
+        self.stepper = Stepper(optimizer, self.grad_scaler, GRADIENT_CLIP)
         return optimizer, EpochSchedule(optimizer, finetuning_multipliers(self.plan))
 
     def _build_loss(self) -> nn.Module:
         return _InFullPrecision(super()._build_loss())
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step in the hardware's precision and memory format."""
-        batch["data"] = precision.formatted(batch["data"], self.device, compiled=self.compiled)
+        """nnU-Net's step in the hardware's precision and memory format; the loss stays on the device."""
+        images, target = precision.formatted(batch["data"], self.device, compiled=self.compiled), batch["target"]
+        targets = [t.to(self.device, non_blocking=True) for t in (target if isinstance(target, list) else [target])]
+        self.optimizer.zero_grad(set_to_none=True)
         with precision.autocast(self.plan.precision, self.device):
-            return super().train_step(batch)  # type: ignore[no-any-return]
+            loss = self.loss(self.network(images), targets if isinstance(target, list) else targets[0])
+        self.stepper(loss, self.network.parameters())
+        return {"loss": loss.detach()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """nnU-Net's end of an epoch's training, with the losses it logs brought from the device."""
+        losses = torch.stack([output["loss"] for output in train_outputs]).cpu().numpy()
+        super().on_train_epoch_end([{"loss": loss} for loss in losses])
+        for warning in self.stepper.broken.warnings():
+            self.print_to_log_file(warning)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step in the hardware's precision and memory format."""

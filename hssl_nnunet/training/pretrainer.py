@@ -30,8 +30,9 @@ from hssl_nnunet.ranks import own_device, under_torchrun
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.distributed import mean_over_ranks, rank_and_world
 from hssl_nnunet.training.monitor import PROBES, Monitor, no_probe
+from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.pictures import plot_curves
-from hssl_nnunet.training.schedule import EpochSchedule, build_optimizer, warmup_poly
+from hssl_nnunet.training.schedule import EpochSchedule, warmup_poly
 from hssl_nnunet.training.steps import ChunkPreparer
 from hssl_nnunet.transfer.export import load_checkpoint
 from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, save_weights
@@ -115,6 +116,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             plan.optimizer, [(list(self.model.parameters()), plan.initial_lr)], plan.weight_decay
         )
 
+        self.stepper = Stepper(optimizer, self.grad_scaler, plan.gradient_clip)
+
         def multiplier(epoch: int) -> float:
             return warmup_poly(epoch, start=0, warmup=plan.warmup_epochs, end=plan.num_epochs)
 
@@ -157,22 +160,12 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- the step
 
-    def train_step(self, batch: list[RawChunk]) -> dict[str, float]:
-        """One step of the optimiser over this process' chunks."""
+    def train_step(self, batch: list[RawChunk]) -> dict[str, Tensor]:
+        """One step of the optimiser over this process' chunks; the loss' terms stay on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.terms(batch, remember=True)
-        if self.grad_scaler is None:
-            terms["total"].backward()  # type: ignore[no-untyped-call]
-        else:
-            self.grad_scaler.scale(terms["total"]).backward()  # type: ignore[no-untyped-call]
-            self.grad_scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip)
-        if self.grad_scaler is None:
-            self.optimizer.step()
-        else:
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        return {name: value.item() for name, value in terms.items()}
+        self.stepper(terms["total"], self.model.parameters())
+        return {name: value.detach() for name, value in terms.items()}
 
     def terms(self, batch: list[RawChunk], *, remember: bool = False) -> dict[str, Tensor]:
         """The loss' terms and their weighted total; `remember`: later steps' negatives are these embeddings too."""
@@ -186,9 +179,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             queue.push(outputs.z, labels.image, labels.task)
         return terms
 
-    def validation_step(self, batch: list[RawChunk]) -> dict[str, float]:
-        """The loss' terms on held-out images."""
-        return {name: value.item() for name, value in self.terms(batch).items()}
+    def validation_step(self, batch: list[RawChunk]) -> dict[str, Tensor]:
+        """The loss' terms on held-out images; they stay on the device."""
+        return {name: value.detach() for name, value in self.terms(batch).items()}
 
     # ---------------------------------------------------------------- nnU-Net's loop
 
@@ -198,11 +191,13 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def plot_network_architecture(self) -> None:
         """The corpus has one architecture for each domain; nnU-Net plots them when it trains them."""
 
-    def on_train_epoch_end(self, train_outputs: list[dict[str, float]]) -> None:
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         """Log the mean of each term."""
         self._log_terms("train", train_outputs)
+        for warning in self.stepper.broken.warnings():
+            self.print_to_log_file(warning)
 
-    def on_validation_epoch_end(self, val_outputs: list[dict[str, float]]) -> None:
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Tensor]]) -> None:
         """Log the mean of each term, and run the probes when they are due."""
         self._log_terms("val", val_outputs)
         last = self.current_epoch + 1 == self.num_epochs
@@ -210,8 +205,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.local_rank == 0:
             self._log(self._probe() if due else no_probe())
 
-    def _log_terms(self, part: str, outputs: list[dict[str, float]]) -> None:
-        means = {name: float(np.mean([o[name] for o in outputs])) for name in outputs[0]}
+    def _log_terms(self, part: str, outputs: list[dict[str, Tensor]]) -> None:
+        means = {name: float(torch.stack([o[name] for o in outputs]).mean()) for name in outputs[0]}
         means[f"{part}_losses"] = means.pop("total")
         named = {k if k == f"{part}_losses" else f"{part}_{k}": v for k, v in means.items()}
         self._log(mean_over_ranks(named, self.device))

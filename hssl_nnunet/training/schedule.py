@@ -1,20 +1,15 @@
-"""Optimisers and learning rates, stepped once an epoch as nnU-Net does."""
+"""Learning rates, set once an epoch as nnU-Net does."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
 
-import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from hssl_nnunet.plan_schema import FinetuningPlan
 
 Multiplier = Callable[[int], float]
 POLY_EXPONENT = 0.9  # nnU-Net's
-logger = logging.getLogger(__name__)
 
 
 def warmup_poly(epoch: int, *, start: int, warmup: int, end: int) -> float:
@@ -65,34 +60,3 @@ class EpochSchedule:
         """Set the learning rates of this epoch."""
         for group, multiplier, peak in zip(self.optimizer.param_groups, self.multipliers, self.peaks, strict=True):
             group["lr"] = peak * multiplier(epoch)
-
-
-def build_optimizer(
-    kind: Literal["adamw", "sgd"], groups: Sequence[tuple[list[nn.Parameter], float]], weight_decay: float
-) -> Optimizer:
-    """AdamW, or nnU-Net's SGD (Nesterov, momentum 0.99), with fused kernels where torch has them.
-
-    A step whose gradient is not finite is skipped: one such step would make every weight nan.
-
-    Args:
-        kind: which optimiser.
-        groups: parameters, and their peak learning rate.
-        weight_decay: weight decay of all.
-    """
-    parameters: list[dict[str, Any]] = [{"params": group, "lr": peak} for group, peak in groups]
-    fused = all(p.device.type in ("cuda", "cpu") for group, _ in groups for p in group)
-    optimizer: Optimizer
-    if kind == "adamw":
-        optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
-    else:
-        optimizer = torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
-    optimizer.register_step_pre_hook(_drop_broken_gradients)
-    return optimizer
-
-
-def _drop_broken_gradients(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if parameters and not torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in parameters])):
-        logger.warning("A gradient was not finite; this step is skipped.")
-        for parameter in parameters:
-            parameter.grad = None  # an optimiser leaves a parameter without gradient as it is

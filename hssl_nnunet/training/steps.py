@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
+from hssl_nnunet.data.device import sent
 from hssl_nnunet.data.masking import block_mask
 from hssl_nnunet.data.views import make_views
 from hssl_nnunet.losses.hierarchical import Labels
@@ -67,7 +68,7 @@ class ChunkPreparer:
         """
         image = torch.tensor([row for chunk in raw for row in chunk.rows])
         task = torch.tensor([chunk.domain for chunk in raw for _ in chunk.rows])
-        return Labels(image.to(self.device), task.to(self.device), self.groups[:, task].to(self.device))
+        return Labels(*(sent(t, self.device) for t in (image, task, self.groups[:, task])))
 
 
 def group_indices(domains: Sequence[DomainPlan]) -> Tensor:

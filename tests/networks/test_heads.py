@@ -78,6 +78,17 @@ def test_embedding_ignores_padding_at_every_level() -> None:
     torch.testing.assert_close(embedding(clean, valid), embedding(spoiled, valid))
 
 
+def test_embedding_computes_in_float32_under_any_autocast() -> None:
+    torch.manual_seed(0)
+    embedding = Embedding((4, 8, 16), 12, "mean_max_std")
+    valid = torch.rand(2, 1, 16, 16, 16) > 0.2
+    half = [level.bfloat16() for level in skips(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        h = embedding(half, valid)
+    assert h.dtype == torch.float32
+    assert torch.equal(h, embedding([level.float() for level in half], valid))
+
+
 def test_projection_lies_on_the_unit_sphere() -> None:
     torch.manual_seed(0)
     z = Projector(12, 5)(torch.randn(7, 12))

@@ -282,7 +282,8 @@ def test_steps_give_a_finite_loss_in_every_precision(target: Any, precision: str
         trainer.on_validation_epoch_start()
         result = trainer.validation_step(next(trainer.dataloader_val))
     handle.remove()
-    assert all(loss.dtype == np.float32 and np.isfinite(loss) for loss in [*losses, result["loss"]])
+    assert all(loss.dtype == torch.float32 and not loss.requires_grad and loss.isfinite() for loss in losses)
+    assert result["loss"].dtype == np.float32 and np.isfinite(result["loss"])
     assert losses[1] != losses[0] and result["tp_hard"].shape == (2,)
     assert types == {compute_dtype(precision, torch.device("cpu"))}
 

@@ -1,0 +1,105 @@
+"""A step of the optimiser, without waiting for the GPU."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+STEPS_AHEAD = 2  # steps whose kernels may wait for the GPU; more only hold memory
+
+
+def build_optimizer(
+    kind: Literal["adamw", "sgd"], groups: Sequence[tuple[list[nn.Parameter], float]], weight_decay: float
+) -> Optimizer:
+    """AdamW, or nnU-Net's SGD (Nesterov, momentum 0.99), with fused kernels where torch has them.
+
+    Args:
+        kind: which optimiser.
+        groups: parameters, and their peak learning rate.
+        weight_decay: weight decay of all.
+    """
+    parameters: list[dict[str, Any]] = [{"params": group, "lr": peak} for group, peak in groups]
+    fused = all(p.device.type in ("cuda", "cpu") for group, _ in groups for p in group)
+    if kind == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
+    optimizer = torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
+    for parameter in (p for group, _ in groups for p in group):
+        # torch's fused step would make it out of whatever memory holds if the first step is skipped, and fails where
+        # some parameters have their first gradient later than others
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+class BrokenSteps:
+    """Skips the steps whose gradient is not finite, one of which would make every weight nan, and counts them.
+
+    The optimiser's fused kernels look at the flag on their own device, so that nothing waits for a GPU.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        """Watch over an optimiser of `build_optimizer`."""
+        self._count: Tensor | None = None
+        optimizer.register_step_pre_hook(self._look)
+
+    def _look(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            return
+        broken = ~torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        self._count = broken.long() if self._count is None else self._count + broken
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # torch's own name, of its GradScaler
+        elif broken:
+            for parameter in parameters:
+                parameter.grad = None  # an optimiser leaves a parameter without gradient as it is
+
+    def warnings(self) -> list[str]:
+        """What to tell the user of the steps since the last call; waits for the device."""
+        count, self._count = int(self._count or 0), None
+        return [f"WARNING: {count} steps were skipped: their gradient was not finite"] if count else []
+
+
+class Stepper:
+    """Backward pass, clipping and step, of pretraining and fine-tuning alike.
+
+    Nothing here waits for the result, so that Python prepares the next batch while the GPU still works on this one.
+    """
+
+    def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, clip: float):
+        """Bind what does not change between steps.
+
+        Args:
+            optimizer: of `build_optimizer`.
+            scaler: the loss scaler of fp16, or None.
+            clip: largest norm of the gradient.
+        """
+        self.optimizer, self.scaler, self.clip = optimizer, scaler, clip
+        self.broken = BrokenSteps(optimizer)
+        self._ahead: deque[torch.cuda.Event] = deque()
+
+    def __call__(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+        """Take the step of a loss; gradients must be None before."""
+        scaler = self.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(parameters, self.clip)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        if loss.device.type == "cuda":
+            self._pace()
+
+    def _pace(self) -> None:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._ahead.append(event)
+        if len(self._ahead) > STEPS_AHEAD:
+            self._ahead.popleft().synchronize()

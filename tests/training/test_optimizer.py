@@ -1,0 +1,70 @@
+"""The optimisers of the plans, and a step: clipped, scaled, skipped when its gradient is broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hssl_nnunet.training.optimizer import BrokenSteps, Stepper, build_optimizer
+
+
+def test_optimisers_take_the_plans_values() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    sgd = build_optimizer("sgd", [([parameter], 0.1)], 3e-5)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert {k: sgd.defaults[k] for k in ("momentum", "nesterov", "weight_decay")} == {
+        "momentum": 0.99,
+        "nesterov": True,
+        "weight_decay": 3e-5,
+    }
+    adamw = build_optimizer("adamw", [([parameter], 0.1)], 0.02)
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["weight_decay"] == 0.02
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_with_a_broken_gradient_leaves_no_trace(kind: Any, broken: float, fused: bool) -> None:
+    def trained(gradients: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[str]]:
+        one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+        optimizer = build_optimizer(kind, [([one], 0.1), ([other], 0.1)], 0.1)
+        for group in (optimizer.defaults, *optimizer.param_groups):
+            group["fused"] = fused
+        steps = BrokenSteps(optimizer)
+        for gradient in gradients:
+            one.grad, other.grad = torch.ones(3), gradient
+            optimizer.step()
+        return [one.detach(), other.detach()], steps.warnings() + steps.warnings()
+
+    good, bad = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, broken, 0.0])
+    expected, none = trained([good, 2 * good])
+    got, warnings = trained([bad, good, bad, 2 * good, bad])
+    assert none == [] and len(warnings) == 1 and "3 steps" in warnings[0]
+    assert all((e < 1).all() for e in expected)
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=0, atol=0)
+
+
+def test_a_parameter_may_have_its_first_gradient_later_than_another() -> None:
+    one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer("sgd", [([one, other], 0.1)], 0.0)
+    for step in range(2):
+        one.grad, other.grad = torch.ones(3), torch.ones(3) if step else None
+        optimizer.step()
+    assert other.tolist() == pytest.approx([1 - 0.1 * 1.99] * 3)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_step_clips_the_gradient_and_keeps_its_direction(scaled: bool) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
+    step = Stepper(optimizer, scaler, clip=1.0)
+    step((parameter * torch.tensor([3.0, 4.0])).sum(), [parameter])
+    assert parameter.tolist() == pytest.approx([-0.6, -0.8], rel=1e-4)
+    optimizer.zero_grad()
+    step((parameter * torch.tensor([0.3, torch.inf])).sum(), [parameter])
+    assert parameter.tolist() == pytest.approx([-0.6, -0.8], rel=1e-4) and step.broken.warnings()
