@@ -170,7 +170,7 @@ class HSSLNetwork(nn.Module):
         if self._embed is None:
             return None, prediction
         h = self._embed(skips, chunk.valid.flatten(0, 1))
-        return h.unflatten(0, chunk.views.shape[:2]), prediction
+        return h.view(*chunk.views.shape[:2], -1), prediction
 
     def _heads(self, h: Tensor | None, reconstructions: tuple[Reconstruction, ...]) -> Outputs:
         if h is None:
