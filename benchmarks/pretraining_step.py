@@ -49,7 +49,8 @@ def main() -> None:
     trainer.initialize()
     told = about(args.device, args.threads)
     found = ceilings(trainer, args.steps)
-    domains = {trainer.corpus.domains[d].dataset_name: of_domain(trainer, d, args.steps, found) for d in used(trainer)}
+    chosen = used(trainer) if args.domains is None else args.domains
+    domains = {trainer.corpus.domains[d].dataset_name: of_domain(trainer, d, args.steps, found) for d in chosen}
     compiled = trainer._do_i_compile()
     described = precision.describe(trainer.device, trainer.plan.precision, compiled=compiled)
     measured = {
@@ -231,6 +232,7 @@ def ceilings(trainer: Any, steps: int) -> dict[str, float]:
 def arguments() -> argparse.Namespace:
     parser = corpus_parser(__doc__, "pretraining_step.json")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--domains", nargs="+", type=int, help="indices; default: all")
     parser.add_argument("--images-per-chunk", type=int, help="default: the plan's")
     return parser.parse_args()
 

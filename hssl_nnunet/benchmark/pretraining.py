@@ -14,6 +14,7 @@ from hssl_nnunet.corpus.build import build_corpus
 from hssl_nnunet.corpus.cases import read_raw_dataset
 from hssl_nnunet.corpus.parallel import default_processes
 from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
+from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json, written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
 from hssl_nnunet.paths import raw_dir
@@ -21,6 +22,7 @@ from hssl_nnunet.plan_schema import CorpusBlock, corpus_block, merged, to_json
 
 EXCLUDED_FILE = "test_cases.txt"
 FIRST_CORPUS_ID = 900
+CLAIMS_FOLDER = "corpus_ids"
 SHUFFLE_SEED = 0
 
 
@@ -73,7 +75,7 @@ def _corpus(
     regexes = [r for r in plan.patient_regex if _names_one_of(r, domains)]
     report = build_corpus(
         domains,
-        _free_id(workspace),
+        free_id(workspace),
         short,
         plans_name=plan.plans_name,
         configuration=plan.configuration,
@@ -92,9 +94,23 @@ def _names_one_of(regex: str, domains: tuple[str, ...]) -> bool:
     return any(dataset == d or (dataset.isdecimal() and int(dataset) == int(d[7:10])) for d in domains)
 
 
-def _free_id(workspace: Workspace) -> int:
+def free_id(workspace: Workspace) -> int:
+    """A dataset id that nothing has; claimed by a file, for jobs build their corpora side by side.
+
+    Raises:
+        HSSLError: every id is taken.
+    """
     taken = {p.name[7:10] for base in (raw_dir(), workspace.preprocessed) for p in base.glob("Dataset???_*")}
-    return next(i for i in range(FIRST_CORPUS_ID, 0, -1) if f"{i:03d}" not in taken)
+    claims = workspace.folder / CLAIMS_FOLDER
+    claims.mkdir(exist_ok=True)
+    for number in range(FIRST_CORPUS_ID, 0, -1):
+        if f"{number:03d}" not in taken:
+            try:
+                (claims / f"{number:03d}").open("x").close()
+            except FileExistsError:
+                continue
+            return number
+    raise HSSLError(f"Every dataset id below {FIRST_CORPUS_ID} is taken, in {raw_dir()} or {claims}. Free one.")
 
 
 def _exclusions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 from hssl_nnunet.benchmark.job import pretraining_job
 from hssl_nnunet.benchmark.leakage import overlap
-from hssl_nnunet.benchmark.pretraining import excluded_cases
+from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace, plan_from_options
 from hssl_nnunet.errors import HSSLError
@@ -163,3 +164,14 @@ def test_defaults_that_changed_between_versions_are_noticed(plan: BenchmarkPlan,
         workspace.check_plan(replace(plan, plan_values=values))
     workspace.write_plan(replace(plan, plan_values={}))  # as an older version wrote it
     workspace.check_plan(plan)
+
+
+def test_corpora_that_are_built_side_by_side_get_ids_of_their_own(
+    nnunet_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (nnunet_folders[ENV_RAW] / "Dataset899_Mine").mkdir()
+    workspace = Workspace(tmp_path)
+    (workspace.preprocessed / "Dataset898_Benchmark_mae").mkdir(parents=True)
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(free_id, [workspace] * 40))
+    assert sorted(ids, reverse=True) == [900, *range(897, 858, -1)]

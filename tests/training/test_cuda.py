@@ -71,6 +71,19 @@ def test_a_whole_run_in_bf16_learns_probes_and_writes_weights(
         assert (folder / name).is_file()
 
 
+def test_a_step_waits_for_nothing_on_the_gpu(corpus: Path) -> None:
+    trainer = started(corpus, {"precision": "auto", "views": {"intensity": 1.0}}, "cuda")
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = trainer.train_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value.is_cuda and value.isfinite() for value in terms.values())
+
+
 def test_chunks_are_read_into_page_locked_memory(corpus: Path) -> None:
     trainer = started(corpus, {"num_workers": 2}, "cuda")
     assert all(raw.source.is_pinned() for raw in next(trainer.dataloader_train))
