@@ -27,12 +27,7 @@ def build_optimizer(
     fused = all(p.device.type in ("cuda", "cpu") for group, _ in groups for p in group)
     if kind == "adamw":
         return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
-    optimizer = torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
-    for parameter in (p for group, _ in groups for p in group):
-        # torch's fused step would make it out of whatever memory holds if the first step is skipped, and fails where
-        # some parameters have their first gradient later than others
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    return torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
 
 
 class BrokenSteps:
@@ -50,6 +45,8 @@ class BrokenSteps:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not parameters:
             return
+        if isinstance(optimizer, torch.optim.SGD):
+            _start_momentum(optimizer, parameters)
         broken = ~torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         self._count = broken.long() if self._count is None else self._count + broken
         if optimizer.defaults["fused"]:
@@ -62,6 +59,18 @@ class BrokenSteps:
         """What to tell the user of the steps since the last call; waits for the device."""
         count, self._count = int(self._count or 0), None
         return [f"WARNING: {count} steps were skipped: their gradient was not finite"] if count else []
+
+
+def _start_momentum(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Momentum 0, with which the first step is torch's own.
+
+    Torch's fused step would make it out of whatever memory holds when the first step is skipped, and it fails where
+    some parameters have their first gradient later than others. Not before the first step: until then the network's
+    memory format may change.
+    """
+    for parameter in parameters:
+        if optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class Stepper:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tiny_corpus
 import torch
 from tiny_corpus import batch_of_all_domains, started
 
+from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.transfer.weights_file import load_weights
 
 pytestmark = [
@@ -69,6 +71,18 @@ def test_a_whole_run_in_bf16_learns_probes_and_writes_weights(
     assert np.isfinite(metadata.curves["domain_accuracy"][-1])
     for name in ("progress.png", "embeddings.png", "reconstructions.png"):
         assert (folder / name).is_file()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_both_optimisers_step_a_network_whose_memory_format_changed(kind: Any) -> None:
+    network = torch.nn.Conv3d(2, 3, 3).cuda()
+    before = network.weight.detach().clone()
+    step = Stepper(build_optimizer(kind, [(list(network.parameters()), 0.1)], 0.0), None, clip=1.0)
+    network.to(memory_format=torch.channels_last_3d)
+    for _ in range(4):  # more than may be ahead of the GPU
+        network.zero_grad()
+        step(network(torch.ones(1, 2, 4, 4, 4, device="cuda")).sum(), network.parameters())
+    assert network.weight.isfinite().all() and not torch.equal(network.weight, before)
 
 
 def test_a_step_waits_for_nothing_on_the_gpu(corpus: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_step_with_a_broken_gradient_leaves_no_trace(kind: Any, broken: float,
 def test_a_parameter_may_have_its_first_gradient_later_than_another() -> None:
     one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = build_optimizer("sgd", [([one, other], 0.1)], 0.0)
+    BrokenSteps(optimizer)
     for step in range(2):
         one.grad, other.grad = torch.ones(3), torch.ones(3) if step else None
         optimizer.step()
@@ -68,3 +69,14 @@ def test_a_step_clips_the_gradient_and_keeps_its_direction(scaled: bool) -> None
     optimizer.zero_grad()
     step((parameter * torch.tensor([0.3, torch.inf])).sum(), [parameter])
     assert parameter.tolist() == pytest.approx([-0.6, -0.8], rel=1e-4) and step.broken.warnings()
+
+
+def test_momentum_lies_in_memory_as_the_network_does_that_is_trained() -> None:
+    network = nn.Conv3d(2, 3, 3)
+    optimizer = build_optimizer("sgd", [(list(network.parameters()), 0.1)], 0.0)
+    step = Stepper(optimizer, None, clip=1.0)
+    network.to(memory_format=torch.channels_last_3d)  # as nnU-Net's order has it: the optimiser is built before
+    step(network(torch.ones(1, 2, 4, 4, 4)).sum(), network.parameters())
+    buffer = optimizer.state[network.weight]["momentum_buffer"]
+    assert buffer.stride() == network.weight.stride()
+    torch.testing.assert_close(buffer, network.weight.grad)
