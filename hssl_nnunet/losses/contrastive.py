@@ -48,10 +48,9 @@ def nt_xent(
     kept = (image[:, None] != columns) & (columns != EMPTY)
     if negatives != "all":
         kept &= (task[:, None] == column_tasks) == (negatives == "same_task")
-    anchor = torch.arange(len(image), device=z.device)
-    positive = anchor ^ 1  # rows 2n and 2n + 1 are the two views of image n
-    kept[anchor, positive] = True
-    return (_log_sum_exp(similarity, kept) - similarity[anchor, positive]).mean()
+    positive = torch.arange(len(image), device=z.device)[:, None] ^ 1  # rows 2n and 2n + 1 are the views of image n
+    kept.scatter_(1, positive, True)  # not by index: that would wait for a GPU
+    return (_log_sum_exp(similarity, kept) - similarity.gather(1, positive)[:, 0]).mean()
 
 
 def supervised_contrast(z: Tensor, label: Tensor, tau: float) -> Tensor:
