@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 
 SEPARATOR = ";"
+SHARED_VALUES = 1024  # rows with equal values hold one copy of them; a corpus may have 10^5 rows
 REMEDY = "Run `hssl corpus -d ... -o ... --overwrite` to write it anew."
 
 
@@ -108,6 +110,11 @@ def _name(text: str) -> str:
     return text
 
 
+@lru_cache(SHARED_VALUES)
+def _shared_name(text: str) -> str:
+    return _name(text)
+
+
 def _index(text: str) -> int:
     if not text.isdecimal():
         raise ValueError("expected an integer from 0")
@@ -127,19 +134,22 @@ def _positive(kind: Callable[[str], Any], text: str) -> tuple[Any, ...]:
     return values
 
 
+@lru_cache(SHARED_VALUES)
 def _spacing(text: str) -> tuple[float, ...]:
     return _positive(float, text)
 
 
+@lru_cache(SHARED_VALUES)
 def _shape(text: str) -> tuple[int, ...]:
     return _positive(int, text)
 
 
+@lru_cache(SHARED_VALUES)
 def _groups(text: str) -> tuple[str, ...]:
     return tuple(_name(part) for part in text.split(SEPARATOR))
 
 
 PARSERS: tuple[Callable[[str], Any], ...] = (
-    *(_index, _name, _name, _index, _name, _flag, _name, _name, _name),  # domain ... content_hash
+    *(_index, _shared_name, _name, _index, _name, _flag, _name, _name, _name),  # domain ... content_hash
     *(_spacing, _shape, _groups),
 )
