@@ -36,7 +36,8 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
 def _mean(features: Tensor, valid: Tensor) -> Tensor:
     # a product with the mask, not a masked copy: the features of level 1 are large
     share = valid.to(features.dtype) / valid.sum(2, keepdim=True)  # (B, 1, N)
-    return (features @ share.transpose(1, 2))[..., 0]
+    # this way round: a row times a matrix is several times faster than a matrix times a column on a CPU
+    return (share @ features.transpose(1, 2))[:, 0]
 
 
 class _Statistics(torch.autograd.Function):
@@ -61,8 +62,9 @@ class _Statistics(torch.autograd.Function):
         features, valid, mean, deviation, where = ctx.saved_tensors
         of_mean, of_maximum, of_deviation = grads[0].chunk(3, dim=1)
         voxels = valid.sum(2)  # (B, 1)
-        slope, offset = of_deviation / (deviation * voxels), of_mean / voxels
-        gradient = (features - mean[..., None]).mul_(slope[..., None]).add_(offset[..., None]).mul_(valid)
+        slope = of_deviation / (deviation * voxels)
+        offset = of_mean / voxels - slope * mean
+        gradient = torch.addcmul(offset[..., None], features, slope[..., None]).mul_(valid)
         return gradient.scatter_add_(2, where[..., None], of_maximum[..., None]), None
 
 
