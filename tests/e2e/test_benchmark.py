@@ -69,14 +69,27 @@ def check_weights(folder: Path, split: dict) -> None:
         assert seen and seen.isdisjoint((DATASET, case) for case in split["test"])
 
 
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+
+
 def check_validation_dice(run: Callable[..., str], folder: Path, split: dict) -> None:
     """The script by which values are chosen scores neither labelled nor test cases."""
-    script = Path(__file__).parents[2] / "benchmarks" / "validation_dice.py"
-    run("python", script, "bench", "bench", "--arm", "scratch", "--out", "validation.json")
+    run("python", SCRIPTS / "validation_dice.py", "bench", "bench", "--arm", "scratch", "--out", "validation.json")
     (found,) = json.loads((folder / "validation.json").read_text())["runs"]
     known = {*split["test"], *split["order"]["0"][:2]}
     assert found["cases"] == [case for case in split["order"]["0"] if case not in known] and found["cases"]
     assert 0 <= found["bench"] <= 100 and len(found["bench, each"]) == len(found["cases"])
+
+
+def check_frozen_features(run: Callable[..., str], folder: Path, split: dict) -> None:
+    """So does the script that compares the features of weights files."""
+    weights = sorted((folder / "bench").rglob("hssl.safetensors"))
+    options = ["-p", PLANS, "--labelled", 1, "--draws", 3, "--out", "features.json"]
+    run("python", SCRIPTS / "frozen_features.py", "bench", *weights, *options)
+    found = json.loads((folder / "features.json").read_text())["targets"][DATASET]
+    assert found["cases"] and set(found["cases"]).isdisjoint(split["test"])
+    assert len(found["dice"]) == 3 + len(found["over_fresh"]) == 3 + len(weights)
+    assert all(0 < dice <= 100 for dice in found["dice"].values())  # a ball that shines can be found by anyone
 
 
 def leaky_weights(environment: dict[str, str], run: Callable[..., str]) -> Path:
@@ -108,6 +121,7 @@ def test_a_grid_survives_a_kill_and_tests_what_no_arm_has_seen(
     check_records(bench, split)
     check_weights(bench, split)
     check_validation_dice(run, tmp_path, split)
+    check_frozen_features(run, tmp_path, split)
     user = Path(environment["nnUNet_preprocessed"])
     assert not list(user.rglob("splits_final.json")) and not list(user.glob("Dataset9*"))
 
