@@ -180,7 +180,7 @@ def row(domain: int, index: int) -> ImageRow:
         labelled=False,
         file=f"/data/raw/{DOMAINS[domain]}/imagesTr/patient_{index // 2:06d}_visit_{index % 2}_0000.nii.gz",
         preprocessed=file_of(DOMAINS[domain], index % FILES),
-        content_hash=f"{domain:02x}{index:062x}",
+        content_hash=f"{domain:02x}{index:030x}",
         spacing_mm=(1.0, 0.7, 0.7),
         shape=(128, 320, 320),
         groups=("a", "MR"),

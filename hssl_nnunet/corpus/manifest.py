@@ -104,15 +104,11 @@ def _row(cells: list[str], path: Path, line: int) -> ImageRow:
     return ImageRow(*values)
 
 
+@lru_cache(SHARED_VALUES)
 def _name(text: str) -> str:
     if not text:
         raise ValueError("expected a name")
     return text
-
-
-@lru_cache(SHARED_VALUES)
-def _shared_name(text: str) -> str:
-    return _name(text)
 
 
 def _index(text: str) -> int:
@@ -150,6 +146,6 @@ def _groups(text: str) -> tuple[str, ...]:
 
 
 PARSERS: tuple[Callable[[str], Any], ...] = (
-    *(_index, _shared_name, _name, _index, _name, _flag, _name, _name, _name),  # domain ... content_hash
+    *(_index, _name, _name, _index, _name, _flag, _name, _name, _name),  # domain ... content_hash
     *(_spacing, _shape, _groups),
 )

@@ -28,7 +28,8 @@ def held_out_rows(rows: Sequence[ImageRow], fraction: float, seed: int) -> set[i
     left = {domain: len(there) for domain, there in patients.items()}  # counted, so that the cost stays linear
     for domain, there in sorted(patients.items()):
         wanted = max(1, round(fraction * len(there))) if len(there) > 1 else 0
-        for patient in map(str, rng.permutation(sorted(there - held_out))):
+        candidates = sorted(there - held_out)
+        for patient in (candidates[index] for index in rng.permutation(len(candidates))):
             if len(there) - left[domain] >= wanted:
                 break
             if all(left[other] > 1 for other in domains_of[patient]):
@@ -38,10 +39,11 @@ def held_out_rows(rows: Sequence[ImageRow], fraction: float, seed: int) -> set[i
     return {index for index, row in enumerate(rows) if row.patient in held_out}
 
 
-def _patients(rows: Sequence[ImageRow]) -> tuple[dict[int, set[str]], dict[str, set[int]]]:
+def _patients(rows: Sequence[ImageRow]) -> tuple[dict[int, set[str]], dict[str, tuple[int, ...]]]:
     """Patients of each domain, and domains of each patient."""
-    patients, domains = defaultdict[int, set[str]](set), defaultdict[str, set[int]](set)
+    patients, domains = defaultdict[int, set[str]](set), dict[str, tuple[int, ...]]()
     for row in rows:
-        patients[row.domain].add(row.patient)
-        domains[row.patient].add(row.domain)
+        if row.patient not in patients[row.domain]:
+            patients[row.domain].add(row.patient)
+            domains[row.patient] = (*domains.get(row.patient, ()), row.domain)
     return patients, domains
