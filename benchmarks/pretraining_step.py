@@ -59,6 +59,7 @@ def main() -> None:
         "seed": trainer.plan.seed,
         "ceilings": found,
         "domains": domains,
+        "all_domains": of_all(trainer, chosen, args.steps),
     }
     write_json(args.out, {"command": f"python {shlex.join(sys.argv)}", **told, **measured})
 
@@ -69,12 +70,11 @@ def used(trainer: Any) -> list[int]:
 
 def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) -> dict[str, Any]:
     """Seconds of every part on one chunk of a domain, and what is derived from them."""
-    rows = [i for i, row in enumerate(trainer.rows) if row.domain == domain][: trainer.plan.images_per_chunk]
-    raw = read(trainer, ChunkPlan(domain, tuple(rows), 0))
+    raw = first_images(trainer, domain)
     chunk = trainer.preparer.chunk(raw)
     parts = {
         "views": lambda: trainer.preparer.chunk(raw),
-        "step": lambda: step(trainer, raw, chunk),
+        "step": lambda: step(trainer, [raw], [chunk]),
         "pure_network": pure_network(trainer, chunk),
         "projection": lambda: projection(trainer, domain),
         "heads_and_loss": heads_and_loss(trainer, raw, chunk),
@@ -89,7 +89,7 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     flops, moved = counted(parts["pure_network"])
     result = {
-        "images": len(rows),
+        "images": len(raw.rows),
         "crop_size": list(trainer.geometries[domain].crop_size),
         **{f"{name}_s": [round(s, 4) for s in values] for name, values in seconds.items()},
         "step_over_pure": ratios(seconds["step"], seconds["pure_network"]),
@@ -106,15 +106,36 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
     return result
 
 
+def of_all(trainer: Any, domains: list[int], steps: int) -> dict[str, Any]:
+    """One step over a chunk of every domain against the sum of their networks' passes, in turn."""
+    raws = [first_images(trainer, domain) for domain in domains]
+    chunks = [trainer.preparer.chunk(raw) for raw in raws]
+    networks = [pure_network(trainer, chunk) for chunk in chunks]
+    seconds: tuple[list[float], list[float]] = [], []
+    for turn in range(steps + 1):
+        took = timed(trainer, lambda: step(trainer, raws, chunks)), sum(timed(trainer, run) for run in networks)
+        for values, value in zip(seconds, took, strict=True):
+            values.extend([round(value, 4)] if turn else [])  # the first one warms up
+    result = {"step_s": seconds[0], "pure_networks_s": seconds[1], "step_over_pure": ratios(*seconds)}
+    print("all", result["step_over_pure"])
+    return result
+
+
+def first_images(trainer: Any, domain: int) -> Any:
+    rows = [i for i, row in enumerate(trainer.rows) if row.domain == domain][: trainer.plan.images_per_chunk]
+    return read(trainer, ChunkPlan(domain, tuple(rows), 0))
+
+
 def read(trainer: Any, plan: ChunkPlan) -> Any:
     geometry, views = trainer.geometries[plan.domain], trainer.plan.views
     return read_chunk(plan, trainer.rows, geometry, views, trainer.root.parent).to(trainer.device)
 
 
-def step(trainer: Any, raw: Any, chunk: Any) -> None:
-    """The trainer's own step on a prepared chunk."""
-    prepare, trainer.preparer.chunk = trainer.preparer.chunk, lambda _: chunk
-    trainer.train_step([raw])
+def step(trainer: Any, raws: list[Any], chunks: list[Any]) -> None:
+    """The trainer's own step on prepared chunks."""
+    prepared = iter(chunks)
+    prepare, trainer.preparer.chunk = trainer.preparer.chunk, lambda _: next(prepared)
+    trainer.train_step(raws)
     trainer.preparer.chunk = prepare
 
 
