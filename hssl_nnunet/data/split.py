@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -32,18 +33,18 @@ def held_out_rows(rows: Sequence[ImageRow], fraction: float, seed: int) -> set[i
         for patient in (candidates[index] for index in rng.permutation(len(candidates))):
             if len(there) - left[domain] >= wanted:
                 break
-            if all(left[other] > 1 for other in domains_of[patient]):
+            domains = domains_of.get(patient, [domain])
+            if all(left[other] > 1 for other in domains):
                 held_out.add(patient)
-                for other in domains_of[patient]:
+                for other in domains:
                     left[other] -= 1
     return {index for index, row in enumerate(rows) if row.patient in held_out}
 
 
-def _patients(rows: Sequence[ImageRow]) -> tuple[dict[int, set[str]], dict[str, tuple[int, ...]]]:
-    """Patients of each domain, and domains of each patient."""
-    patients, domains = defaultdict[int, set[str]](set), dict[str, tuple[int, ...]]()
+def _patients(rows: Sequence[ImageRow]) -> tuple[dict[int, set[str]], dict[str, list[int]]]:
+    """Patients of each domain, and domains of each patient who is in several."""
+    patients = defaultdict[int, set[str]](set)
     for row in rows:
-        if row.patient not in patients[row.domain]:
-            patients[row.domain].add(row.patient)
-            domains[row.patient] = (*domains.get(row.patient, ()), row.domain)
-    return patients, domains
+        patients[row.domain].add(row.patient)
+    shared = {patient for one, other in combinations(patients.values(), 2) for patient in one & other}
+    return patients, {p: [domain for domain, there in patients.items() if p in there] for p in shared}
