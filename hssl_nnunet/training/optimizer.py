@@ -76,7 +76,8 @@ def _start_momentum(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) ->
 class Stepper:
     """Backward pass, clipping and step, of pretraining and fine-tuning alike.
 
-    Nothing here waits for the result, so that Python prepares the next batch while the GPU still works on this one.
+    It does not wait for its own result, so that Python prepares the next batch while the GPU works on this one; it
+    waits for the step before the last two.
     """
 
     def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, clip: float):
