@@ -190,8 +190,7 @@ def optimiser(trainer: Any) -> Callable[[], None]:
     def run() -> None:
         for parameter, gradient in zip(trainer.model.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.plan.gradient_clip)
-        trainer.optimizer.step()
+        trainer.optimizer.step()  # clips first
         trainer.optimizer.zero_grad(set_to_none=True)
 
     return run

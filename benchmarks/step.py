@@ -5,7 +5,7 @@
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
 The trainers step on the same real batches, in turn (A B A B), in one process, each `--block` steps in a row without
 waiting for the device between them; the ratio is taken pair by pair. A step's parts, measured afterwards, are the gaps
-between hooks: batch to device, forward, loss, backward with clipping, optimiser. The curves train
+between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. The curves train
 the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another
 start, which shows the noise. nnU-Net compiles the networks on a GPU unless `nnUNet_compile` is `f`.
 """

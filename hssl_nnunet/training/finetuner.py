@@ -180,14 +180,14 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         self.optimizer.zero_grad(set_to_none=True)
         with precision.autocast(self.plan.precision, self.device):
             loss = self.loss(self.network(images), targets if isinstance(target, list) else targets[0])
-        self.stepper(loss, self.network.parameters())
+        self.stepper(loss)
         return {"loss": loss.detach()}
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """nnU-Net's end of an epoch's training, with the losses it logs brought from the device."""
         losses = torch.stack([output["loss"] for output in train_outputs]).cpu().numpy()
         super().on_train_epoch_end([{"loss": loss} for loss in losses])
-        for warning in self.stepper.broken.warnings():
+        for warning in self.stepper.guard.warnings():
             self.print_to_log_file(warning)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+NORM_EPS = 1e-6  # as torch's clip_grad_norm_ has it
 STEPS_AHEAD = 2  # steps whose kernels may wait for the GPU; more only hold memory
 
 
@@ -30,14 +31,21 @@ def build_optimizer(
     return torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
 
 
-class BrokenSteps:
-    """Skips the steps whose gradient is not finite, one of which would make every weight nan, and counts them.
+class GradientGuard:
+    """Clips the gradient to a norm, and skips and counts the steps whose gradient is not finite.
 
-    The optimiser's fused kernels look at the flag on their own device, so that nothing waits for a GPU.
+    One such step would make every weight nan. The fused kernels divide by a scale and look at a flag on their own
+    device: the gradient is read once more, for its norm, and nothing waits for a GPU.
     """
 
-    def __init__(self, optimizer: Optimizer):
-        """Watch over an optimiser of `build_optimizer`."""
+    def __init__(self, optimizer: Optimizer, clip: float):
+        """Watch over the steps of an optimiser.
+
+        Args:
+            optimizer: of `build_optimizer`.
+            clip: largest norm of the gradient of all its parameters.
+        """
+        self.clip = clip
         self._count: Tensor | None = None
         optimizer.register_step_pre_hook(self._look)
 
@@ -47,13 +55,17 @@ class BrokenSteps:
             return
         if isinstance(optimizer, torch.optim.SGD):
             _start_momentum(optimizer, parameters)
-        broken = ~torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        broken = ~norm.isfinite()
         self._count = broken.long() if self._count is None else self._count + broken
-        if optimizer.defaults["fused"]:
-            optimizer.found_inf = broken.float()  # type: ignore[attr-defined]  # torch's own name, of its GradScaler
+        if optimizer.defaults["fused"]:  # by torch's own names, of its GradScaler
+            optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
+            optimizer.grad_scale = ((norm + NORM_EPS) / self.clip).clamp(min=1)  # type: ignore[attr-defined]
         elif broken:
             for parameter in parameters:
                 parameter.grad = None  # an optimiser leaves a parameter without gradient as it is
+        else:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
 
     def warnings(self) -> list[str]:
         """What to tell the user of the steps since the last call; waits for the device."""
@@ -88,17 +100,16 @@ class Stepper:
             scaler: the loss scaler of fp16, or None.
             clip: largest norm of the gradient.
         """
-        self.optimizer, self.scaler, self.clip = optimizer, scaler, clip
-        self.broken = BrokenSteps(optimizer)
+        self.optimizer, self.scaler = optimizer, scaler
+        self.guard = GradientGuard(optimizer, clip)
         self._ahead: deque[torch.cuda.Event] = deque()
 
-    def __call__(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    def __call__(self, loss: Tensor) -> None:
         """Take the step of a loss; gradients must be None before."""
         scaler = self.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(parameters, self.clip)
         if scaler is None:
             self.optimizer.step()
         else:

@@ -164,7 +164,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         """One step of the optimiser over this process' chunks; the loss' terms stay on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.terms(batch, remember=True)
-        self.stepper(terms["total"], self.model.parameters())
+        self.stepper(terms["total"])
         return {name: value.detach() for name, value in terms.items()}
 
     def terms(self, batch: list[RawChunk], *, remember: bool = False) -> dict[str, Tensor]:
@@ -194,7 +194,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         """Log the mean of each term."""
         self._log_terms("train", train_outputs)
-        for warning in self.stepper.broken.warnings():
+        for warning in self.stepper.guard.warnings():
             self.print_to_log_file(warning)
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Tensor]]) -> None:

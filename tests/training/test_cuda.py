@@ -81,7 +81,7 @@ def test_both_optimisers_step_a_network_whose_memory_format_changed(kind: Any) -
     network.to(memory_format=torch.channels_last_3d)
     for _ in range(4):  # more than may be ahead of the GPU
         network.zero_grad()
-        step(network(torch.ones(1, 2, 4, 4, 4, device="cuda")).sum(), network.parameters())
+        step(network(torch.ones(1, 2, 4, 4, 4, device="cuda")).sum())
     assert network.weight.isfinite().all() and not torch.equal(network.weight, before)
 
 
