@@ -60,6 +60,21 @@ class EpochScore:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LeakageCheck:
+    """The comparison of a run's weights with its test cases, by name, content and patient; nothing overlapped.
+
+    Attributes:
+        images: images that the weights were learned from.
+        test_cases: cases of the target that no weights may have seen.
+    """
+
+    images: int
+    test_cases: int
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """One fine-tuning run and its scores on the fixed test set.
 
@@ -77,6 +92,8 @@ class RunRecord:
         weights_sha256: the weights it started from; null = none.
         epochs: test Dice along the training, ascending in epoch.
         scores: the final scores.
+        leakage: what was compared before the run; null = it has no weights, or the record is older than this field.
+        device: name of the GPU, or of the processor; empty = the record is older than this field.
     """
 
     dataset_name: str
@@ -92,6 +109,8 @@ class RunRecord:
     epochs: tuple[EpochScore, ...]
     scores: tuple[CaseScore, ...]
     peak_gpu_gib: float | None = None
+    leakage: LeakageCheck | None = None
+    device: str = ""
 
     __pydantic_config__ = STRICT
 

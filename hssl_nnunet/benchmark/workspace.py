@@ -74,6 +74,7 @@ class BenchmarkPlan:
             change between versions.
         device: device of every job; null = the GPU if there is one.
         about: versions and hardware.
+        commands: every command that has added to it, the first one first.
     """
 
     command: str
@@ -94,6 +95,7 @@ class BenchmarkPlan:
     plan_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     device: str | None
     about: dict[str, object]
+    commands: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
