@@ -358,6 +358,7 @@ def benchmark_run(
     ] = DEFAULT_ARMS,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions, each with other labelled cases.")] = 3,
     plans_name: DefaultPlans = "nnUNetPlans",
+    preset: Annotated[str | None, typer.Option("--preset", help="Plans of a preset, instead of -p.")] = None,
     configuration: Configuration = "3d_fullres",
     test_fraction: Annotated[
         float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
@@ -379,13 +380,14 @@ def benchmark_run(
     set_environment()
     from hssl_nnunet.benchmark.run import run_benchmark
     from hssl_nnunet.benchmark.workspace import plan_from_options
+    from hssl_nnunet.plan_schema import load_preset
 
     plan = plan_from_options(
         command=shlex.join(["hssl", *sys.argv[1:]]),
         datasets=datasets,
         domains=domains or datasets,
         configuration=configuration,
-        plans_name=plans_name,
+        plans_name=load_preset(preset).plans_name if preset else plans_name,
         budgets=budgets,
         min_cases=min_cases,
         arms=[*arms, *(f"external:{path}" for path in weights or ())],

@@ -22,6 +22,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.plan_schema import FinetuningPlan, finetuning_plan, merged, preset_of_plans
+from hssl_nnunet.versions import machine
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"
 PRETRAINING_FILE = "pretraining.json"
@@ -111,14 +112,13 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
     """Train, predict the test cases with nnU-Net's own validation, score them, write the record."""
     import torch
 
-    from hssl_nnunet.benchmark.leakage import refuse_leaks
+    from hssl_nnunet.benchmark.leakage import checked
     from hssl_nnunet.launch import train
     from hssl_nnunet.training.full_validation import read_full_validations
 
     arm = plan.arms[run.arm]
     weights = weights_of(workspace, plan, run.arm, run.dataset_name)
-    if weights is not None:
-        refuse_leaks(plan, weights, run.dataset_name, split)
+    leakage = checked(plan, weights, run.dataset_name, split) if weights is not None else None
     finetuning = arm_finetuning(workspace, plan, arm, run)
     # one plans file for each run: it holds the run's seed
     name = f"{plan.plans_name}_{run.arm}_s{run.seed}"
@@ -127,7 +127,7 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
     output = workspace.results / run.dataset_name / f"{arm.trainer}__{name}__{plan.configuration}" / f"fold_{fold}"
     begun = any(output.glob("checkpoint_*.pth"))
     train(run.dataset_name, plan.configuration, str(fold), arm.trainer, name, plan.device, begun, 1)
-    looks = read_full_validations(output)
+    looks, where = read_full_validations(output), machine(plan.device)
     record = RunRecord(
         dataset_name=run.dataset_name,
         budget=run.budget,
@@ -142,6 +142,8 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
         weights_sha256=_sha256(workspace, run, name),
         epochs=tuple(EpochScore(epoch=look.epoch, dice=look.dice) for look in looks),
         scores=tuple(_scores(workspace, plan, split, run, output / "validation")),
+        leakage=leakage,
+        device=str(where.get("gpu", where["cpu"])),
     )
     _keep_predictions(workspace, run, output / "validation")
     write_record(workspace.folder, record)

@@ -2,82 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hssl_nnunet.benchmark.records import LeakageCheck
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan
 from hssl_nnunet.corpus.candidates import measured_candidates
 from hssl_nnunet.corpus.domain_plans import read_sources
 from hssl_nnunet.corpus.fingerprint import worker_pool
 from hssl_nnunet.corpus.parallel import default_processes
-from hssl_nnunet.corpus.patients import parse_patient_regexes
+from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.transfer.leakage import seen_cases
-from hssl_nnunet.transfer.weights_file import WeightsMetadata, read_metadata
+from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, read_metadata
 
 
-def audit(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, list[str]]:
-    """Arms whose weights file has seen a test case of a target or one of its patients.
+def audit(
+    plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], contents: Mapping[str, Mapping[str, list[str]]]
+) -> dict[str, list[str]]:
+    """What each arm's weights file from elsewhere has seen of the test cases of any target, or of their patients.
 
-    This is about files that come from elsewhere; weights that the benchmark pretrains itself are made without test
-    patients (`pretraining`). Both are looked at once more before each run (`refuse_leaks`). Test images are measured
-    for it, unless they have been before.
+    Weights that the benchmark pretrains itself are made without test patients (`pretraining`). Both are looked at once
+    more before each run (`checked`).
+
+    Args:
+        plan: the benchmark.
+        splits: dataset name -> split, of every target.
+        contents: dataset name -> case -> content hashes, see `contents_of`.
 
     Returns:
-        Arm -> what overlaps, as `Dataset:case`; arms without an overlap are left out.
+        Arm -> what overlaps, as `Dataset:case`; empty for an arm without an overlap.
     """
     given = {name: Path(arm.weights_file) for name, arm in plan.arms.items() if arm.weights_file is not None}
-    if not given:
-        return {}
-    hashes = _test_hashes(plan, {name: splits[name] for name in plan.datasets})
-    found = {name: overlap(read_metadata(path), splits, hashes) for name, path in given.items()}
-    return {name: cases for name, cases in found.items() if cases}
+    return {name: overlap(read_metadata(path), splits, contents, patterns_of(plan)) for name, path in given.items()}
 
 
-def refuse_leaks(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: DatasetSplit) -> None:
+def checked(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: DatasetSplit) -> LeakageCheck:
     """Check that weights have seen no test case of a target, nor its patient, nor a copy under another name.
+
+    Returns:
+        What was compared.
 
     Raises:
         HSSLError: they have.
     """
-    splits = {dataset_name: split}
-    if seen := overlap(read_metadata(weights), splits, _test_hashes(plan, splits)):
+    metadata, contents = read_metadata(weights), contents_of(plan, [dataset_name])
+    if seen := overlap(metadata, {dataset_name: split}, contents, patterns_of(plan)):
         raise HSSLError(
             f"{weights} was pretrained on test cases or patients of {dataset_name}: {', '.join(seen)}. Leave copies "
             "out of the domains, or start a benchmark in another folder with `-o`."
         )
+    return LeakageCheck(images=len(metadata.images), test_cases=len(split.kept_out))
 
 
 def overlap(
-    metadata: WeightsMetadata, splits: Mapping[str, DatasetSplit], hashes: Mapping[str, Mapping[str, list[str]]]
+    metadata: WeightsMetadata,
+    splits: Mapping[str, DatasetSplit],
+    contents: Mapping[str, Mapping[str, list[str]]],
+    patterns: Mapping[str, re.Pattern[str]],
 ) -> list[str]:
     """Test cases that a pretraining has seen.
 
     Args:
         metadata: what the weights were learned from.
         splits: dataset name -> split.
-        hashes: dataset name -> test case -> content hashes of its channels.
+        contents: dataset name -> case -> content hashes of its channels.
+        patterns: the benchmark's patient regexes by dataset name; the weights' own may have been others.
     """
-    patients = {image.patient for image in metadata.images}
+    patients = {name for image in metadata.images for name in _patients(image, patterns)}
     seen = []
     for name, split in splits.items():
-        cases = set(seen_cases(metadata, name, split.kept_out, hashes.get(name, {})))
+        cases = set(seen_cases(metadata, name, split.kept_out, contents.get(name, {})))
         cases |= {case for case in split.kept_out if split.patients[case] in patients}
         seen += [f"{name}:{case}" for case in sorted(cases)]
     return seen
 
 
-def _test_hashes(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, dict[str, list[str]]]:
-    sources = read_sources(list(splits), plan.plans_name, plan.configuration)
-    names = [*plan.datasets, *(d for d in plan.domains if d not in plan.datasets)]
-    patterns = parse_patient_regexes(plan.patient_regex, names)
+def _patients(image: SeenImage, patterns: Mapping[str, re.Pattern[str]]) -> set[str]:
+    """Who an image shows, by the weights' naming and by the benchmark's."""
+    try:
+        return {image.patient, patient_of(image.case, image.dataset_name, patterns)}
+    except HSSLError:  # another dataset of this name, whose cases the regex does not know
+        return {image.patient}
+
+
+def patterns_of(plan: BenchmarkPlan) -> dict[str, re.Pattern[str]]:
+    """The benchmark's patient regexes, by dataset name.
+
+    Raises:
+        HSSLError: a wrong one.
+    """
+    return parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
+
+
+def contents_of(plan: BenchmarkPlan, names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Content hashes of the labelled cases of datasets: dataset name -> case -> one for each channel.
+
+    Images are measured as `hssl corpus` does it, once: what it has measured before is not read again.
+    """
     hashes: dict[str, dict[str, list[str]]] = {}
     with worker_pool(default_processes()) as mapper:
-        for index, source in enumerate(sources):
-            kept_out = set(splits[source.dataset.name].kept_out)
-            candidates = measured_candidates(index, source, patterns, mapper)
-            hashes[source.dataset.name] = {
-                c.case.name: [f.content_hash for f in c.channels] for c in candidates if c.case.name in kept_out
-            }
+        for index, source in enumerate(read_sources(list(names), plan.plans_name, plan.configuration)):
+            candidates = measured_candidates(index, source, patterns_of(plan), mapper)
+            labelled = [c for c in candidates if c.labelled]  # imagesTs may hold a case of the same name
+            hashes[source.dataset.name] = {c.case.name: [f.content_hash for f in c.channels] for c in labelled}
     return hashes

@@ -5,26 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
 from hssl_nnunet.benchmark.job import Run, pretraining_job
 from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner, shard
-from hssl_nnunet.benchmark.leakage import audit
+from hssl_nnunet.benchmark.leakage import audit, contents_of, patterns_of
 from hssl_nnunet.benchmark.metrics import Label, label_values
-from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits
+from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits, with_copies_joined
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
-from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
+from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import preprocessed_dir
 
-LABELS_FILE, LEAKAGE_FILE = "labels.json", "leakage.json"
+LABELS_FILE, LEAKAGE_FILE, CASES_FILE = "labels.json", "leakage.json", "cases.json"
 READERS = 4  # threads that read masks
 
 
@@ -68,16 +69,37 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     workspace.check_plan(plan)
     for name in dict.fromkeys((*plan.datasets, *plan.domains)):
         workspace.link(preprocessed_dir() / name)
-    cases = {name: labelled_cases(workspace, plan, name) for name in plan.datasets}
+    contents = contents_of(plan, plan.datasets)
+    cases = {name: with_copies_joined(labelled_cases(workspace, plan, name), contents[name]) for name in plan.datasets}
     splits = fixed_splits(workspace.folder, cases, plan.test_fraction, plan.seeds, plan.tune)
     folds = workspace.folds(plan)
     for name in plan.datasets:
         workspace.write_folds(name, splits[name], folds, plan.min_cases)
-    refused = audit(plan, splits)
-    write_json(workspace.folder / LEAKAGE_FILE, refused)
+    audited = audit(plan, {name: splits[name] for name in plan.datasets}, contents)
+    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, plan.datasets))
     workspace.write_plan(plan)
-    write_json(workspace.folder / "cases.json", _case_files(workspace, plan, splits))
+    files = workspace.folder / CASES_FILE
+    earlier = read_json(files) if files.is_file() else {}
+    write_json(files, {**earlier, **_case_files(workspace, plan, splits)})
+    refused = refused_arms(plan, workspace.folder)
     return jobs_of(workspace.folder, plan, refused), refused
+
+
+def _with_earlier(audited: Mapping[str, list[str]], path: Path, datasets: Collection[str]) -> dict[str, list[str]]:
+    """An audit of some datasets, with what earlier ones found in others."""
+    found = {arm: list(cases) for arm, cases in audited.items()}
+    for arm, cases in (read_json(path) if path.is_file() else {}).items():
+        others = [case for case in cases if case.partition(":")[0] not in datasets]
+        found[arm] = others + found.get(arm, [])
+    return found
+
+
+def refused_arms(plan: BenchmarkPlan, folder: Path) -> dict[str, list[str]]:
+    """Arms whose weights, or those of the arm that they build on, overlap with test cases, and with which."""
+    path = folder / LEAKAGE_FILE
+    audited: dict[str, list[str]] = read_json(path) if path.is_file() else {}
+    sources = {name: arm.weights_of or name for name, arm in plan.arms.items()}
+    return {name: audited[source] for name, source in sources.items() if audited.get(source)}
 
 
 def jobs_of(folder: Path, plan: BenchmarkPlan, refused: Mapping[str, object]) -> list[Job]:
@@ -117,7 +139,7 @@ def labelled_cases(workspace: Workspace, plan: BenchmarkPlan, dataset_name: str)
     if shown.keys() != masks.keys():
         shown = _labels_shown(masks, label_values(dataset_json), dataset_name)
         write_json(cache, {**known, dataset_name: shown})
-    patterns = parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
+    patterns = patterns_of(plan)
     return [
         CaseInfo(case=case, patient=patient_of(case, dataset_name, patterns), labels=frozenset(shown[case]))
         for case in masks
@@ -153,20 +175,21 @@ def _case_files(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, 
 
 
 def status_table(folder: Path) -> Table:
-    """One line a job: state, attempts, minutes, error.
+    """One line a job: state, attempts, minutes; below, what ended each failed one and where its log is.
 
     Raises:
         HSSLError: the folder holds no benchmark.
     """
     plan = Workspace(folder).plan()
     table, states = JobTable(folder), Counter[str]()
-    shown = Table("job", "state", "started", "attempts", "minutes", "error")
-    path = folder / LEAKAGE_FILE
-    for job in jobs_of(folder, plan, read_json(path) if path.is_file() else {}):
+    shown = Table("job", "state", "started", "attempts", "minutes", caption_justify="left")
+    failed = []
+    for job in jobs_of(folder, plan, refused_arms(plan, folder)):
         state = table.state(job.name)
         states[state.state] += 1
-        shown.add_row(
-            job.name, state.state, state.started, str(state.attempts), f"{state.seconds / 60:.1f}", state.error[:60]
-        )
-    shown.caption = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        shown.add_row(job.name, state.state, state.started, str(state.attempts), f"{state.seconds / 60:.1f}")
+        if state.state == "failed":
+            failed.append(f"{job.name}: {state.error}; see {table.log(job.name)}")
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    shown.caption = escape("\n".join([counts, *failed]))
     return shown

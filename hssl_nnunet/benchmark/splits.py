@@ -7,8 +7,8 @@ there. The user's `splits_final.json` is neither read nor written.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +46,15 @@ class DatasetSplit:
         test: the test cases, sorted.
         patients: case -> patient, of every case.
         order: seed -> the remaining cases in the order in which budgets take them: a budget of n takes the first n.
+        covering: seed -> how many cases at the head of the order it takes to show every label; a file from before
+            this was written has none.
         untouched: where values are tuned, cases of patients who test otherwise: neither trained on nor scored.
     """
 
     test: tuple[str, ...]
     patients: dict[str, str]
     order: dict[int, tuple[str, ...]]
+    covering: dict[int, int] = field(default_factory=dict)
     untouched: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -67,15 +70,19 @@ class DatasetSplit:
         Args:
             seed: seed of the order.
             budget: the budget, as typed.
-            min_cases: what a share never falls below.
+            min_cases: what a share never falls below; nor does it below what shows every label.
 
         Raises:
-            HSSLError: the budget asks for more cases than there are.
+            HSSLError: the budget asks for more cases than there are, or for fewer than show every label.
         """
-        order = self.order[seed]
-        count = budget_cases(budget, len(order), min_cases)
+        order, least = self.order[seed], self.covering.get(seed, 1)
+        count = budget_cases(budget, len(order), max(min_cases, least))
         if count > len(order):
             raise HSSLError(f"Budget {budget}: {count} labelled cases asked for, {len(order)} are not test cases.")
+        if count < least:
+            raise HSSLError(
+                f"Budget {budget}: with seed {seed} it takes {least} cases to show every label. Ask for as many."
+            )
         return sorted(order[:count])
 
 
@@ -113,12 +120,30 @@ def make_split(
     usable = [c for c in cases if c.patient not in untouched]
     test = drawn_patients(usable, test_fraction)
     rest = [c for c in usable if c.patient not in test]
+    orders, covering = _orders(rest, seeds)
     return DatasetSplit(
         test=tuple(sorted(c.case for c in usable if c.patient in test)),
         patients={c.case: c.patient for c in sorted(cases, key=lambda c: c.case)},
-        order={seed: tuple(c.case for c in training_order(rest, seed)) for seed in seeds},
+        order=orders,
+        covering=covering,
         untouched=tuple(sorted(c.case for c in cases if c.patient in untouched)),
     )
+
+
+def with_copies_joined(cases: Sequence[CaseInfo], contents: Mapping[str, Sequence[str]]) -> list[CaseInfo]:
+    """The cases, the patients of those that show the same images made one: a copy of a test case must not train.
+
+    Args:
+        cases: cases of a dataset.
+        contents: case -> content hashes of its channels; a case that is missing, or has none, is nobody's copy.
+    """
+    joined = list(cases)
+    first: dict[tuple[str, ...], int] = {}  # content -> the first case that shows it
+    for index, info in enumerate(cases):
+        if content := tuple(contents.get(info.case, ())):
+            kept, gone = joined[first.setdefault(content, index)].patient, joined[index].patient
+            joined = [replace(c, patient=kept) if c.patient == gone else c for c in joined]
+    return joined
 
 
 def drawn_patients(cases: Sequence[CaseInfo], fraction: float) -> set[str]:
@@ -137,8 +162,15 @@ def drawn_patients(cases: Sequence[CaseInfo], fraction: float) -> set[str]:
     return set(np.random.default_rng(TEST_SEED).permutation(patients)[:count].tolist())
 
 
-def training_order(cases: Sequence[CaseInfo], seed: int) -> list[CaseInfo]:
-    """Cases in a random order by patient, those first that complete the set of labels."""
+def _orders(cases: Sequence[CaseInfo], seeds: Iterable[int]) -> tuple[dict[int, tuple[str, ...]], dict[int, int]]:
+    """Order and number of covering cases of each seed."""
+    found = {seed: training_order(cases, seed) for seed in seeds}
+    names = {seed: tuple(c.case for c in order) for seed, (order, _) in found.items()}
+    return names, {seed: covering for seed, (_, covering) in found.items()}
+
+
+def training_order(cases: Sequence[CaseInfo], seed: int) -> tuple[list[CaseInfo], int]:
+    """Cases in a random order by patient, those first that complete the set of labels, and how many these are."""
     by_patient: dict[str, list[CaseInfo]] = {}
     for case in sorted(cases, key=lambda c: c.case):
         by_patient.setdefault(case.patient, []).append(case)
@@ -146,7 +178,7 @@ def training_order(cases: Sequence[CaseInfo], seed: int) -> list[CaseInfo]:
     shuffled = [case for patient in drawn for case in by_patient[patient]]
     first = _covering(shuffled)
     chosen = {c.case for c in first}
-    return first + [c for c in shuffled if c.case not in chosen]
+    return first + [c for c in shuffled if c.case not in chosen], len(first)
 
 
 def _covering(cases: Sequence[CaseInfo]) -> list[CaseInfo]:
@@ -195,8 +227,8 @@ def fixed_splits(
         split = splits[dataset_name]
         _check_cases(split, infos, dataset_name, path)
         rest = [c for c in infos if c.case not in split.kept_out]
-        new = {s: tuple(c.case for c in training_order(rest, s)) for s in seeds if s not in split.order}
-        splits[dataset_name] = replace(split, order={**split.order, **new})
+        orders, covering = _orders(rest, [s for s in seeds if s not in split.order])
+        splits[dataset_name] = replace(split, order={**split.order, **orders}, covering={**split.covering, **covering})
     _check_untouched(splits, untouched, path)
     write_json(path, {name: to_json(split) for name, split in splits.items()})
     return splits

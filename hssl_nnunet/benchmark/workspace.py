@@ -55,7 +55,7 @@ class BenchmarkPlan:
     """What a benchmark compares; `benchmark.json` in its folder.
 
     Attributes:
-        command: the command that started it.
+        command: the first command.
         datasets: targets, by nnU-Net's dataset name.
         domains: datasets that arms are pretrained on.
         configuration: nnU-Net's configuration.
@@ -74,7 +74,7 @@ class BenchmarkPlan:
             change between versions.
         device: device of every job; null = the GPU if there is one.
         about: versions and hardware.
-        commands: every command that has added to it, the first one first.
+        commands: every command that has worked on it, the first one first, once there are several.
     """
 
     command: str
@@ -107,7 +107,7 @@ def plan_from_options(
     domains: Sequence[str],
     configuration: str,
     plans_name: str,
-    budgets: Sequence[str],
+    budgets: list[str],
     min_cases: int,
     arms: Sequence[str],
     seeds: int,
@@ -123,6 +123,7 @@ def plan_from_options(
     Raises:
         HSSLError: an unknown dataset, arm or value, or a wrong budget.
     """
+    budgets = budgets[:-1] if budgets[-1:] == ["cases"] else budgets  # as in `--budgets 5 10 cases`
     for budget in budgets:
         budget_cases(budget, 1)
     values = read_json(values_file) if values_file else {}
@@ -225,8 +226,11 @@ class Workspace:
         """Keep the plan, with what earlier runs asked for beside it."""
         if (self.folder / PLAN_FILE).is_file():
             old = self.plan()
+            commands = dict.fromkeys((*(old.commands or (old.command,)), plan.command))
             plan = replace(
                 plan,
+                command=old.command,
+                commands=tuple(commands),
                 datasets=tuple(dict.fromkeys((*old.datasets, *plan.datasets))),
                 budgets=tuple(dict.fromkeys((*old.budgets, *plan.budgets))),
                 seeds=tuple(sorted({*old.seeds, *plan.seeds})),

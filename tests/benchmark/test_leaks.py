@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.job import pretraining_job
-from hssl_nnunet.benchmark.leakage import overlap
+from hssl_nnunet.benchmark.leakage import overlap, patterns_of
 from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
+from hssl_nnunet.benchmark.run import LEAKAGE_FILE, _with_earlier, refused_arms
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace, plan_from_options
 from hssl_nnunet.errors import HSSLError
@@ -81,13 +83,13 @@ def test_nothing_is_excluded_where_no_domain_shows_a_test_patient(plan: Benchmar
     assert excluded_cases(plan, {PET: split(["S4"], ["S1"], {"S4": "S4", "S1": "S1"})}, (CINE,)) == []
 
 
-def test_an_overlap_is_found_by_case_by_patient_and_by_content() -> None:
+def test_an_overlap_is_found_by_case_by_patient_and_by_content(plan: BenchmarkPlan) -> None:
     splits = {PET: split(["S1", "S4"], ["S2"], {"S1": "p1", "S2": "p2", "S4": "p4"})}
     hashes = {PET: {"S1": ["h1"], "S4": ["h4"]}}
 
     def seen(dataset_name: str, case: str, patient: str, content_hash: str) -> list[str]:
         image = SimpleNamespace(dataset_name=dataset_name, case=case, patient=patient, content_hash=content_hash)
-        return overlap(SimpleNamespace(images=[image]), splits, hashes)
+        return overlap(SimpleNamespace(images=[image]), splits, hashes, patterns_of(plan))
 
     assert seen(PET, "S1", "x", "x") == [f"{PET}:S1"]
     assert seen(MR, "S1", "x", "x") == []  # another dataset's case of this name, another patient
@@ -98,14 +100,52 @@ def test_an_overlap_is_found_by_case_by_patient_and_by_content() -> None:
     assert seen(PET, "S2", "x", "x") == seen(MR, "other", "p2", "x") == [f"{PET}:S2"]
 
 
+def test_patients_are_compared_by_the_benchmarks_names_too(plan: BenchmarkPlan) -> None:
+    splits = {CINE: split(["A_1"], ["B_1"], {"A_1": "A", "B_1": "B"})}
+
+    def seen(case: str, patient: str) -> list[str]:  # weights made without a patient regex, or with another
+        image = SimpleNamespace(dataset_name=CINE, case=case, patient=patient, content_hash="x")
+        return overlap(SimpleNamespace(images=[image]), splits, {}, patterns_of(plan))
+
+    assert seen("A_2", "A_2") == [f"{CINE}:A_1"]
+    assert seen("B_2", "B_2") == []
+    assert seen("nameless", "A") == [f"{CINE}:A_1"]  # a case that the regex does not know
+
+
+def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_ones_found(
+    plan: BenchmarkPlan, tmp_path: Path
+) -> None:
+    arms = {"external_a": Arm(description="a", weights_file="a"), "on_a": Arm(description="b", weights_of="external_a")}
+    plan, path = replace(plan, arms={**plan.arms, **arms}), tmp_path / LEAKAGE_FILE
+    assert refused_arms(plan, tmp_path) == {}
+    for audited, datasets, kept in (
+        ({"external_a": []}, [PET], {"external_a": []}),
+        ({"external_a": [f"{PET}:S1"], "external_b": []}, [PET], {"external_a": [f"{PET}:S1"], "external_b": []}),
+        ({}, [MR], {"external_a": [f"{PET}:S1"], "external_b": []}),  # a run of other arms on other datasets
+    ):
+        assert _with_earlier(audited, path, datasets) == kept
+        path.write_text(json.dumps(kept))
+    assert refused_arms(plan, tmp_path) == {"external_a": [f"{PET}:S1"], "on_a": [f"{PET}:S1"]}
+
+
+@pytest.mark.parametrize(("typed", "kept"), [(["5", "10", "cases"], ("5", "10")), (["5%", "9"], ("5%", "9"))])
+def test_budgets_may_be_followed_by_the_word_cases(
+    plan: BenchmarkPlan, typed: list[str], kept: tuple[str, ...]
+) -> None:
+    assert options(budgets=typed).budgets == kept
+    with pytest.raises(HSSLError, match="'cases'"):
+        options(budgets=["cases", *typed[:1]])
+
+
 def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "bench")
     assert plan.about["cpu"] and plan.about["cores"]
     workspace.check_plan(plan)
     workspace.write_plan(plan)
     workspace.check_plan(options(seeds=3, budgets=["5%", "20%"], arms=["scratch", "hssl", "mae"], device=None))
-    workspace.write_plan(options(arms=["mae"], budgets=["20%"]))
+    workspace.write_plan(options(arms=["mae"], budgets=["20%"], command="again"))
     kept = workspace.plan()
+    assert kept.commands == ("hssl benchmark run", "again") and kept.command == "hssl benchmark run"
     assert (list(kept.arms), kept.budgets, kept.seeds) == (["scratch", "hssl", "mae"], ("5%", "20%"), (0,))
     assert plan.plan_values["pretraining"]["initial_lr"] > 0 and plan.plan_values["finetuning"]["num_epochs"] > 0
     (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 7}}')

@@ -13,6 +13,7 @@ from hssl_nnunet.benchmark.splits import (
     fixed_splits,
     make_split,
     training_order,
+    with_copies_joined,
 )
 from hssl_nnunet.errors import HSSLError
 
@@ -54,14 +55,38 @@ def test_every_order_begins_with_every_label() -> None:
     infos = cases(12)
     rest = [c for c in infos if c.patient != "p03"]
     for seed in range(20):
-        order = training_order(rest, seed)
-        assert order[0].labels == set("abc")
+        order, covering = training_order(rest, seed)
+        assert order[0].labels == set("abc") and covering == 1
         assert sorted(c.case for c in order) == sorted(c.case for c in rest)
+
+
+def test_no_budget_lacks_a_label_and_too_small_a_number_is_refused() -> None:
+    infos = [CaseInfo(case=f"c{i:02}", patient=f"c{i:02}", labels=frozenset("abcd"[i % 4])) for i in range(40)]
+    split = make_split(infos, 0.3, [0, 1])
+    shown = {c.case: c.labels for c in infos}
+    for seed in (0, 1):
+        for budget in ("5%", "10%", "20%", "4"):
+            assert set().union(*(shown[case] for case in split.labelled(seed, budget))) == set("abcd")
+        assert len(split.labelled(seed, "5%")) == 4 and len(split.labelled(seed, "20%")) == 6
+        with pytest.raises(HSSLError, match=f"Budget 3: with seed {seed} it takes 4 cases"):
+            split.labelled(seed, "3")
+
+
+def test_copies_of_an_image_are_one_patient() -> None:
+    infos = [CaseInfo(case=c, patient=c[0], labels=frozenset("a")) for c in ("a1", "b1", "b2", "c1", "d1", "e1", "f1")]
+    # c1 is b2 again, d1 is a1, b1 is d1: a, b, c and d are one; e1 has no image that could be read, f1 is itself
+    contents = {"a1": ["x", "y"], "b1": ["x", "y"], "b2": ["z"], "c1": ["z"], "d1": ["x", "y"], "e1": [], "f1": ["x"]}
+    joined = with_copies_joined(infos, contents)
+    assert [c.case for c in joined] == [c.case for c in infos]
+    assert [c.patient for c in joined] == ["a", "a", "a", "a", "a", "e", "f"]
+    split = make_split(joined, 0.3, [0])
+    train, test = ({split.patients[c] for c in part} for part in (split.order[0], split.test))
+    assert train.isdisjoint(test)
 
 
 def test_patients_stay_together_where_labels_allow() -> None:
     infos = [CaseInfo(case=f"{p}_{i}", patient=p, labels=frozenset("a")) for p in "abcdef" for i in range(3)]
-    order = [c.patient for c in training_order(infos, 1)]
+    order = [c.patient for c in training_order(infos, 1)[0]]
     # the first one is chosen for its label; it leads its own patient
     assert [order[i : i + 3] for i in range(0, 18, 3)] == [[p] * 3 for p in dict.fromkeys(order)]
 
