@@ -14,7 +14,12 @@ from pathlib import Path
 import pytest
 from tiny_tasks import FINETUNING, PLANS, PRETRAINING, TASKS, write_task
 
+from hssl_nnunet.benchmark.leakage import checked
 from hssl_nnunet.benchmark.records import read_records
+from hssl_nnunet.benchmark.splits import read_splits
+from hssl_nnunet.benchmark.workspace import Workspace
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
 from hssl_nnunet.transfer.weights_file import read_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
@@ -59,6 +64,10 @@ def check_records(folder: Path, split: dict) -> None:
     hashes = {arm: record.weights_sha256 for arm, record in records.items()}
     assert hashes["vanilla"] is hashes["scratch"] is None
     assert hashes["hssl"] == hashes["encoder_only"] != hashes["single_domain"]
+    compared = {arm: record.leakage for arm, record in records.items()}
+    assert compared["vanilla"] is compared["scratch"] is None
+    for arm in ("hssl", "encoder_only", "single_domain"):
+        assert compared[arm].images > 0 and compared[arm].test_cases == len(split["test"])
 
 
 def check_weights(folder: Path, split: dict) -> None:
@@ -104,7 +113,7 @@ def leaky_weights(environment: dict[str, str], run: Callable[..., str]) -> Path:
 
 
 def test_a_grid_survives_a_kill_and_tests_what_no_arm_has_seen(
-    run: Callable[..., str], environment: dict[str, str], tmp_path: Path
+    run: Callable[..., str], environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, bench = grid(environment, run, tmp_path), tmp_path / "bench"
     killed(environment, words, tmp_path)
@@ -125,6 +134,14 @@ def test_a_grid_survives_a_kill_and_tests_what_no_arm_has_seen(
     user = Path(environment["nnUNet_preprocessed"])
     assert not list(user.rglob("splits_final.json")) and not list(user.glob("Dataset9*"))
 
-    said = run("hssl", "benchmark", "run", *words, "-w", leaky_weights(environment, run))
+    leaky = leaky_weights(environment, run)
+    said = run("hssl", "benchmark", "run", *words, "-w", leaky)
     assert "external_hssl is refused" in said and all(f"{DATASET}:{case}" in said for case in split["test"])
     assert len(read_records(bench)) == len(ARMS)
+
+    for key in (ENV_RAW, ENV_PREPROCESSED):
+        monkeypatch.setenv(key, environment[key])
+    plan, mine = Workspace(bench).plan(), next(bench.rglob("hssl.safetensors"))
+    checked(plan, mine, DATASET, read_splits(bench)[DATASET])
+    with pytest.raises(HSSLError, match=split["test"][0]):  # before each run, whoever made the weights
+        checked(plan, leaky, DATASET, read_splits(bench)[DATASET])
