@@ -44,16 +44,25 @@ class NegativeQueue(nn.Module):
             image: `(N,)` int64, identity of the image.
             task: `(N,)` int64, index of the domain.
         """
-        rows = gather_with_gradient(z.float().transpose(0, 1))  # (N, V, P) of all processes
-        image, task = gather_with_gradient(image), gather_with_gradient(task)
-        length = self.z.shape[1]
-        for domain in set(task.tolist()):
-            new, names = rows[task == domain].flatten(0, 1), image[task == domain].repeat_interleave(rows.shape[1])
-            self.z[domain] = torch.cat([new, self.z[domain]])[:length]
-            self.image[domain] = torch.cat([names, self.image[domain]])[:length]
+        views, (domains, length) = len(z), self.image.shape
+        new = gather_with_gradient(z.float().transpose(0, 1)).flatten(0, 1)  # (N * V, P) of all processes
+        image, task = (gather_with_gradient(x).repeat_interleave(views) for x in (image, task))
+        old, old_image, old_task = self.entries()
+        all_tasks = torch.cat([task, old_task])
+        # place in the queue of its domain, the new ones first; shapes are fixed, so that nothing waits for a GPU
+        own = all_tasks[:, None] == torch.arange(domains, device=z.device)
+        place = (own.cumsum(0) - 1).gather(1, all_tasks[:, None])[:, 0]
+        slot = torch.where(place < length, all_tasks * length + place, domains * length)  # the last one: what must go
+        self.z.copy_(_at(slot, torch.cat([new, old]), domains * length).view_as(self.z))
+        self.image.copy_(_at(slot, torch.cat([image, old_image]), domains * length).view_as(self.image))
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings `(T * Q, P)`, identities `(T * Q,)` (`EMPTY` where there is none yet), and domains `(T * Q,)`."""
         domains, length = self.image.shape
         task = torch.arange(domains, device=self.image.device).repeat_interleave(length)
         return self.z.flatten(0, 1), self.image.flatten(), task
+
+
+def _at(slot: Tensor, values: Tensor, count: int) -> Tensor:
+    """Rows by their slot, the first `count` of them."""
+    return values.new_empty(count + 1, *values.shape[1:]).index_copy_(0, slot, values)[:count]

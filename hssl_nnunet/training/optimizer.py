@@ -26,9 +26,25 @@ def build_optimizer(
     """
     parameters: list[dict[str, Any]] = [{"params": group, "lr": peak} for group, peak in groups]
     fused = all(p.device.type in ("cuda", "cpu") for group, _ in groups for p in group)
+    optimizer: Optimizer
     if kind == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
-    return torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(parameters, momentum=0.99, nesterov=True, weight_decay=weight_decay, fused=fused)
+    optimizer.register_load_state_dict_post_hook(_lay_as_parameters)
+    return optimizer
+
+
+def _lay_as_parameters(optimizer: Optimizer) -> None:
+    """Put a resumed state into the parameters' memory format, which may be another than when it was saved.
+
+    Torch keeps the saved one, and its fused kernels pair elements by their place in memory: on a CPU a run that goes on
+    with another device, or compiled, would silently mix up the state of different weights.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class GradientGuard:

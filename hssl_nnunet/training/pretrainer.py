@@ -191,6 +191,12 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def plot_network_architecture(self) -> None:
         """The corpus has one architecture for each domain; nnU-Net plots them when it trains them."""
 
+    def _save_debug_information(self) -> None:
+        """nnU-Net writes every attribute as text; of 10^5 images that would be 40 MiB."""
+        rows, self.rows = self.rows, []
+        super()._save_debug_information()
+        self.rows = rows
+
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         """Log the mean of each term."""
         self._log_terms("train", train_outputs)

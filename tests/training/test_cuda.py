@@ -85,8 +85,10 @@ def test_both_optimisers_step_a_network_whose_memory_format_changed(kind: Any) -
     assert network.weight.isfinite().all() and not torch.equal(network.weight, before)
 
 
-def test_a_step_waits_for_nothing_on_the_gpu(corpus: Path) -> None:
-    trainer = started(corpus, {"precision": "auto", "views": {"intensity": 1.0}}, "cuda")
+@pytest.mark.parametrize("queue", [0, 4])
+def test_a_step_waits_for_nothing_on_the_gpu(corpus: Path, queue: int) -> None:
+    changes = {"precision": "auto", "views": {"intensity": 1.0}, "loss": {"queue_per_domain": queue}}
+    trainer = started(corpus, changes, "cuda")
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
     torch.cuda.synchronize()

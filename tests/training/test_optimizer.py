@@ -104,3 +104,29 @@ def test_momentum_lies_in_memory_as_the_network_does_that_is_trained() -> None:
     buffer = optimizer.state[network.weight]["momentum_buffer"]
     assert buffer.stride() == network.weight.stride()
     torch.testing.assert_close(buffer, network.weight.grad)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_run_goes_on_in_another_memory_format(kind: Any) -> None:
+    """On another device, or compiled, kernels lie otherwise in memory than when the state was saved."""
+
+    def started(memory_format: torch.memory_format) -> tuple[nn.Conv3d, Stepper]:
+        torch.manual_seed(0)
+        network = nn.Conv3d(2, 3, 3)
+        network.to(memory_format=memory_format)
+        return network, Stepper(build_optimizer(kind, [(list(network.parameters()), 0.1)], 0.01), None, clip=1.0)
+
+    def train(network: nn.Conv3d, step: Stepper, seeds: range) -> None:
+        for seed in seeds:
+            network.zero_grad()
+            step(network(torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))).square().mean())
+
+    whole, step = started(torch.contiguous_format)
+    train(whole, step, range(6))
+    first, saved = started(torch.contiguous_format)
+    train(first, saved, range(3))
+    resumed, step = started(torch.channels_last_3d)
+    resumed.load_state_dict(first.state_dict())
+    step.optimizer.load_state_dict(saved.optimizer.state_dict())
+    train(resumed, step, range(3, 6))
+    torch.testing.assert_close(resumed.weight, whole.weight)

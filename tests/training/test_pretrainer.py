@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import tiny_corpus
 import torch
+from no_waiting import no_waiting
 from safetensors import safe_open
 from tiny_corpus import batch_of_all_domains, started
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hssl_nnunet.data.crops import RawChunk
 from hssl_nnunet.errors import HSSLError
@@ -154,23 +154,14 @@ def test_a_batch_can_be_learned_by_heart(corpus: Path) -> None:
     assert last["image"] < 0.7 * first["image"] and last["reconstruction"] < 0.8 * first["reconstruction"]
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what makes Python wait for a GPU: reading a number, or assigning one by index."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
-        assert func is not torch.ops.aten.index_put_.default or args[2].ndim > 0, func
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
-def test_a_step_never_looks_at_a_number(corpus: Path, kind: str) -> None:
-    trainer = started(corpus, {"optimizer": kind})
+@pytest.mark.parametrize("changes", [{"optimizer": "adamw"}, {"optimizer": "sgd"}, QUEUED])
+def test_a_step_never_looks_at_a_number(corpus: Path, changes: dict[str, Any]) -> None:
+    trainer = started(corpus, changes)
     batch = batch_of_all_domains(trainer)
     chunks = {raw.seed: trainer.preparer.chunk(raw) for raw in batch}
     trainer.preparer.chunk = lambda raw: chunks[raw.seed]  # type: ignore[method-assign]  # what is drawn is on the CPU
     for _ in range(2):
-        with NoWaiting():
+        with no_waiting():
             trainer.train_step(batch)
 
 
