@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
-from hssl_nnunet.paths import add_trainers_to_environment, dataset_name, preprocessed_dir, results_dir
+from hssl_nnunet.paths import add_trainers_to_environment, dataset_name, preprocessed_dir, results_dir, trainers_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
 from hssl_nnunet.ranks import joined, under_torchrun
 
@@ -25,6 +27,8 @@ VANILLA_TRAINER = "nnUNetTrainerHSSLVanilla"
 TRAINERS = (PRETRAIN_TRAINER, FINETUNE_TRAINER, SCRATCH_TRAINER, VANILLA_TRAINER)
 SMALL_MACHINE_CORES = 4
 LOCK_FILE = ".hssl.lock"
+# C's `struct flock` with an offset of 64 bits, and where its l_type lies
+FLOCK_LINUX, FLOCK_BSD = ("hhqqi", 0), ("qqihh", 3)
 
 
 def set_environment() -> None:
@@ -184,15 +188,21 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether another process holds `folder`; never this one, for a process is not locked out by itself."""
-    if not (folder / LOCK_FILE).is_file():
+    """Whether another process holds `folder`; never this one, for a process is not locked out by itself.
+
+    Only asks: a look that took the lock, however shortly, would refuse who claims it at that moment.
+    """
+    path = folder / LOCK_FILE
+    if sys.platform == "win32" or not path.is_file():
         return False
-    with (folder / LOCK_FILE).open("a") as handle:
-        try:
-            _lock(handle.fileno())
-        except OSError:
-            return True
-    return False
+    import fcntl
+
+    layout, kind = FLOCK_LINUX if sys.platform == "linux" else FLOCK_BSD
+    whole_file = [0] * len(layout)
+    whole_file[kind] = fcntl.F_WRLCK
+    with path.open() as handle:
+        answer = fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *whole_file))
+    return bool(struct.unpack(layout, answer)[kind] != fcntl.F_UNLCK)
 
 
 def _lock(descriptor: int) -> None:
@@ -231,17 +241,40 @@ def train(
     folder = results_dir() / dataset / f"{trainer}__{plans_name}__{configuration}" / f"fold_{fold}"
     with joined(device) as rank, claimed(folder) if rank == 0 else nullcontext(), _resumable(folder):
         _refuse_to_overwrite(folder, continue_training)
-        run_training(
-            dataset,
-            configuration,
-            fold,
-            trainer_class_name=trainer,
-            plans_identifier=plans_name,
-            num_gpus=num_gpus,
-            continue_training=continue_training,
-            device=device,
-        )
+        with trainers_found_at_once():
+            run_training(
+                dataset,
+                configuration,
+                fold,
+                trainer_class_name=trainer,
+                plans_identifier=plans_name,
+                num_gpus=num_gpus,
+                continue_training=continue_training,
+                device=device,
+            )
     return folder
+
+
+@contextmanager
+def trainers_found_at_once() -> Iterator[None]:
+    """Let nnU-Net's `run_training` find our trainers by their file.
+
+    Its own search imports every variant of its trainers first, which takes a second and 40 MiB. Processes that it
+    starts search as ever.
+    """
+    from nnunetv2.run import run_training as host
+
+    search = host.recursive_find_trainer_class_by_name
+
+    def found(name: str) -> type[Any]:
+        ours = (trainers_dir() / f"{name}.py").is_file()
+        return getattr(import_module(f"hssl_nnunet.trainers.{name}"), name) if ours else search(name)  # type: ignore[no-any-return]
+
+    host.recursive_find_trainer_class_by_name = found
+    try:
+        yield
+    finally:
+        host.recursive_find_trainer_class_by_name = search
 
 
 @contextmanager
