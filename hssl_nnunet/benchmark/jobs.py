@@ -8,10 +8,11 @@ Several runners may share the table, on one machine or on many.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -29,6 +30,9 @@ from hssl_nnunet.plan_schema import parse, to_json
 State = Literal["pending", "running", "done", "failed"]
 STATE_FILE, LOG_FILE = "state.json", "log.txt"
 POLL_S = 2.0  # between looks at a job that another runner holds
+INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT, 0xC000013A)  # exit codes after Ctrl-C: POSIX, a shell's, Windows'
+
+Outcome = Literal["done", "failed", "stopped", "held"]  # of one call of a job; held = another runner was first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +92,11 @@ class JobTable:
     def run(self, name: str, work: Callable[[], None]) -> None:
         """Hold a job while `work` does it: done when it returns, failed when it raises; nothing if it was done before.
 
+        Ctrl-C leaves it pending.
+
         Raises:
             HSSLError: another process runs it.
+            KeyboardInterrupt: Ctrl-C ended it, whatever error came up on the way out: the exit code tells the runner.
         """
         with claimed(self.folder(name)):
             # not `state`: a look at the lock from the process that holds it would release it
@@ -101,9 +108,12 @@ class JobTable:
             self.write(name, now)
             try:
                 work()
-            except Exception as error:
-                said = f"{type(error).__name__}: {error}"
-                self.write(name, replace(now, state="failed", seconds=round(time.time() - begin, 1), error=said))
+            except (Exception, KeyboardInterrupt) as error:
+                ended = replace(now, state="pending", seconds=round(time.time() - begin, 1))
+                if _from_ctrl_c(error):
+                    self.write(name, ended)
+                    raise KeyboardInterrupt from error
+                self.write(name, replace(ended, state="failed", error=f"{type(error).__name__}: {error}"))
                 raise
             self.write(name, replace(now, state="done", seconds=round(time.time() - begin, 1)))
 
@@ -140,52 +150,104 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> dict[str, JobState]:
         """Run what is not done; what failed in an earlier call is tried again.
 
+        A job that another runner holds keeps no worker waiting: others are started first, and it counts as that runner
+        leaves it.
+
         Returns:
             The state of every job: a job whose need failed stays pending.
         """
-        waiting = [job for job in jobs if self.table.state(job.name).state != "done"]
-        failed: set[str] = set()
-        active: dict[Future[bool], Job] = {}
-        bar = tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="job", disable=not sys.stderr.isatty())
+        queue, active = _Queue(self.table, jobs), dict[Future[Outcome], Job]()
+        bar = tqdm(total=len(jobs), initial=queue.ended, unit="job", disable=not sys.stderr.isatty())
         with ThreadPoolExecutor(self.workers) as pool, bar:
-            while waiting or active:
-                waiting = [job for job in waiting if not failed.intersection(job.needs)]
-                for job in self._ready(waiting)[: self.workers - len(active)]:
-                    waiting.remove(job)
+            while True:
+                for job in queue.take(self.workers - len(active)):
                     active[pool.submit(self._one, job)] = job
-                if not active:
+                bar.update(queue.ended - len(active) - bar.n)
+                if active:
+                    for future in wait(active, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
+                        queue.settle(active.pop(future), future.result())
+                elif queue.look_again:
+                    time.sleep(POLL_S)
+                else:
                     break
-                for future in wait(active, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
-                    job = active.pop(future)
-                    bar.update()
-                    if not future.result():
-                        failed.add(job.name)
-                        tqdm.write(f"failed: {job.name}; see {self.table.log(job.name)}", file=sys.stderr)
         return {job.name: self.table.state(job.name) for job in jobs}
 
-    def _ready(self, waiting: Iterable[Job]) -> list[Job]:
-        return [job for job in waiting if all(self.table.state(n).state == "done" for n in job.needs)]
-
-    def _one(self, job: Job) -> bool:
-        """Run a job in a process of its own, or wait for the runner that has it; whether it is done."""
-        while True:
-            while in_use(self.table.folder(job.name)):
-                time.sleep(POLL_S)
-            if self.table.state(job.name).state == "done":
-                return True
-            code = self._call(job)
-            if not (code and in_use(self.table.folder(job.name))):  # else another runner was first
-                break
+    def _one(self, job: Job) -> Outcome:
+        """Run a job in a process of its own; how that ended."""
+        code = self._call(job)
         state = self.table.state(job.name)
-        if code and state.state != "failed":  # the process died without a word: killed, or out of memory
+        if state.state == "done":
+            return "done"
+        if code in INTERRUPTED:
+            return "stopped"
+        if in_use(self.table.folder(job.name)):
+            return "held"
+        if state.state != "failed":  # the process died without a word: killed, or out of memory
             self.table.write(job.name, replace(state, state="failed", error=f"exit code {code}"))
-        return code == 0 and state.state == "done"
+        return "failed"
 
     def _call(self, job: Job) -> int:
         log = self.table.log(job.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
             return subprocess.call(job.command, env=self.environment, stdout=stream, stderr=subprocess.STDOUT)
+
+
+class _Queue:
+    """The jobs of a runner's call that neither run nor have ended, among runners that share the table."""
+
+    def __init__(self, table: JobTable, jobs: Sequence[Job]):
+        self.table, self.total = table, len(jobs)
+        self.before = {job.name: table.state(job.name) for job in jobs}
+        self.waiting = [job for job in jobs if self.before[job.name].state != "done"]
+        self.look_again = False  # whether another runner holds a job, or has just ended one
+
+    @property
+    def ended(self) -> int:
+        """Jobs that have left the queue."""
+        return self.total - len(self.waiting)
+
+    def take(self, most: int) -> list[Job]:
+        """Take out up to `most` jobs that can start now, and those that other runners have ended."""
+        taken: list[Job] = []
+        self.look_again = False
+        for job in self._ready():
+            if len(taken) == most:
+                break
+            state = self.table.state(job.name)
+            failed_since = state.state == "failed" and state != self.before[job.name]
+            if state.state == "done" or failed_since:
+                self.waiting.remove(job)
+                self.look_again = True  # another may need it
+                self._tell(job, state.state)
+            elif in_use(self.table.folder(job.name)):
+                self.look_again = True
+            else:
+                self.waiting.remove(job)
+                taken.append(job)
+        return taken
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        """Put a job back that another runner was first to start; tell of one that was lost."""
+        if outcome == "held":
+            self.waiting.append(job)
+        self._tell(job, outcome)
+
+    def _tell(self, job: Job, outcome: str) -> None:
+        if outcome in ("failed", "stopped"):
+            tqdm.write(f"{outcome}: {job.name}; see {self.table.log(job.name)}", file=sys.stderr)
+
+    def _ready(self) -> Iterator[Job]:
+        for job in list(self.waiting):
+            if all(self.table.state(name).state == "done" for name in job.needs):
+                yield job
+
+
+def _from_ctrl_c(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or came up while Ctrl-C ended the work."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def shard(jobs: Sequence[Job], text: str) -> list[Job]:

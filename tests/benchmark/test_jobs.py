@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner, shard
 from hssl_nnunet.benchmark.run import shared_threads
 from hssl_nnunet.errors import HSSLError
 
-# a job that appends its name to a file; `fail` raises the first time, `kill` dies the first time, `slow` takes a while
+# a job that appends its name to a file; `fail` raises the first time, `kill` dies the first time, `slow` takes a while,
+# `gate` waits for the file `open`, `unwind` meets another error while Ctrl-C ends it
 CODE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -29,11 +31,25 @@ def work():
     print("hello from", name)
     if name.startswith("slow"): time.sleep(1)
     if name.startswith("hang"): time.sleep(60)
-    if name.startswith("fail") and first: raise ValueError("no luck")
+    if name.startswith("unwind"):
+        try: time.sleep(60)
+        finally: raise OSError("a worker has died")
+    while name.startswith("gate") and not (folder / "open").exists(): time.sleep(0.02)
+    if "fail" in name and first: raise ValueError("no luck")
     if name.startswith("kill") and first: os.kill(os.getpid(), signal.SIGKILL)
     with (folder / "order").open("a") as file: file.write(name + "\\n")
 JobTable(folder).run(name, work)
 """
+# a runner of jobs without needs, in a process of its own
+RUNNER = """
+import sys
+from pathlib import Path
+from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner
+folder, code, *names = sys.argv[1:]
+jobs = [Job(name=name, needs=(), command=(sys.executable, "-c", code, folder, name)) for name in names]
+Runner(JobTable(Path(folder)), 2).run(jobs)
+"""
+PATIENCE_S = 120  # the machine may be slow
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +64,20 @@ def job(folder: Path, name: str, *needs: str) -> Job:
 def order(folder: Path) -> list[str]:
     path = folder / "order"
     return path.read_text().split() if path.is_file() else []
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def begin(folder: Path, name: str) -> subprocess.Popen[bytes]:
+    """A job that another runner holds: its process, once it runs."""
+    process = subprocess.Popen(job(folder, name).command)
+    wait_until(lambda: JobTable(folder).state(name).state == "running")
+    return process
 
 
 def test_jobs_run_after_their_needs_and_only_once(tmp_path: Path) -> None:
@@ -75,9 +105,9 @@ def test_a_failure_stops_nobody_else_and_is_tried_again(tmp_path: Path, bad: str
 
 
 def test_jobs_run_side_by_side(tmp_path: Path) -> None:
-    begin = time.monotonic()
+    started_s = time.monotonic()
     Runner(JobTable(tmp_path), 3).run([job(tmp_path, f"slow{i}") for i in range(3)])
-    together = time.monotonic() - begin
+    together = time.monotonic() - started_s
     assert len(order(tmp_path)) == 3
     started = [JobTable(tmp_path).state(f"slow{i}").seconds for i in range(3)]
     assert together < sum(started) + 30  # no deadlock; the machine may be slow
@@ -85,11 +115,7 @@ def test_jobs_run_side_by_side(tmp_path: Path) -> None:
 
 def test_a_job_whose_process_is_killed_is_pending_again(tmp_path: Path) -> None:
     table = JobTable(tmp_path)
-    process = subprocess.Popen(job(tmp_path, "hang").command)
-    deadline = time.monotonic() + 60
-    while table.state("hang").state != "running" and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert table.state("hang").state == "running"
+    process = begin(tmp_path, "hang")
     assert table.state("hang").state == "running"  # a look does not take the lock away
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -105,6 +131,97 @@ def test_two_runners_share_a_table(tmp_path: Path) -> None:
         runner.join()
     done = order(tmp_path)
     assert done[0] == "slow" and sorted(done) == ["left", "right", "slow"]
+
+
+def test_jobs_that_another_runner_holds_come_last_and_keep_no_worker_waiting(tmp_path: Path) -> None:
+    other, table = begin(tmp_path, "gate"), JobTable(tmp_path)
+    work = [job(tmp_path, "gate"), job(tmp_path, "after", "gate"), job(tmp_path, "free1"), job(tmp_path, "free2")]
+    runner = threading.Thread(target=Runner(table, 1).run, args=(work,))
+    runner.start()
+    wait_until(lambda: order(tmp_path) == ["free1", "free2"])
+    assert table.state("gate").state == "running" and runner.is_alive()
+    (tmp_path / "open").touch()
+    runner.join(PATIENCE_S)
+    assert other.wait() == 0 and order(tmp_path) == ["free1", "free2", "gate", "after"]
+    assert table.state("gate").attempts == 1
+
+
+def test_a_job_that_failed_under_another_runner_is_not_run_again_in_this_call(tmp_path: Path) -> None:
+    other, table, ended = begin(tmp_path, "gate_fail"), JobTable(tmp_path), []
+    work = [job(tmp_path, "gate_fail"), job(tmp_path, "after", "gate_fail"), job(tmp_path, "free")]
+    runner = threading.Thread(target=lambda: ended.append(Runner(table, 2).run(work)))
+    runner.start()
+    wait_until(lambda: order(tmp_path) == ["free"])
+    (tmp_path / "open").touch()
+    runner.join(PATIENCE_S)
+    assert other.wait() == 1 and order(tmp_path) == ["free"]
+    assert {n: (s.state, s.attempts) for n, s in ended[0].items()} == {
+        "gate_fail": ("failed", 1),
+        "after": ("pending", 0),
+        "free": ("done", 1),
+    }
+    Runner(table, 2).run(work)
+    assert order(tmp_path) == ["free", "gate_fail", "after"] and table.state("gate_fail").attempts == 2
+
+
+def test_a_job_that_another_runner_was_killed_on_is_taken_over(tmp_path: Path) -> None:
+    other, table = begin(tmp_path, "gate"), JobTable(tmp_path)
+    runner = threading.Thread(target=Runner(table, 1).run, args=([job(tmp_path, "gate"), job(tmp_path, "free")],))
+    runner.start()
+    wait_until(lambda: order(tmp_path) == ["free"])
+    (tmp_path / "open").touch()
+    other.kill()
+    other.wait()
+    runner.join(PATIENCE_S)
+    assert not runner.is_alive() and table.state("gate").state == "done"
+
+
+def test_many_runners_run_every_job_once(tmp_path: Path) -> None:
+    names = [f"job{i}" for i in range(4)]
+    work = [job(tmp_path, "first"), *(job(tmp_path, name, "first") for name in names)]
+    runners = [threading.Thread(target=Runner(JobTable(tmp_path), 2).run, args=(work,)) for _ in range(3)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    assert sorted(order(tmp_path)) == ["first", *names]
+    assert {(s.state, s.attempts) for s in map(JobTable(tmp_path).state, ["first", *names])} == {("done", 1)}
+
+
+@pytest.mark.parametrize("name", ["hang", "unwind"])
+def test_ctrl_c_leaves_a_job_pending(tmp_path: Path, name: str) -> None:
+    process, table = begin(tmp_path, name), JobTable(tmp_path)
+    wait_until((tmp_path / f"tried_{name}").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE_S) == -signal.SIGINT
+    state = table.state(name)
+    assert (state.state, state.attempts, state.error) == ("pending", 1, "")
+
+
+def test_ctrl_c_at_a_runner_leaves_its_jobs_pending_and_starts_no_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUNNER, str(tmp_path), CODE, "hang", "unwind", "free"]
+    runner, table = subprocess.Popen(command, start_new_session=True), JobTable(tmp_path)
+    for name in ("hang", "unwind"):
+        wait_until((tmp_path / f"tried_{name}").exists)
+    os.killpg(runner.pid, signal.SIGINT)  # as a terminal does
+    assert runner.wait(PATIENCE_S) == -signal.SIGINT
+    states = {name: table.state(name) for name in ("hang", "unwind", "free")}
+    assert {n: (s.state, s.attempts) for n, s in states.items()} == {
+        "hang": ("pending", 1),
+        "unwind": ("pending", 1),
+        "free": ("pending", 0),
+    }
+
+
+def test_ctrl_c_ends_a_runner_that_waits_for_anothers_job(tmp_path: Path) -> None:
+    other, table = begin(tmp_path, "gate"), JobTable(tmp_path)
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), CODE, "gate", "free"])
+    wait_until(lambda: order(tmp_path) == ["free"])
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(PATIENCE_S) == -signal.SIGINT
+    assert table.state("gate").state == "running" and other.poll() is None
+    (tmp_path / "open").touch()
+    assert other.wait(PATIENCE_S) == 0 and table.state("gate").state == "done"
 
 
 def test_shards_share_the_work_and_their_needs(tmp_path: Path) -> None:
