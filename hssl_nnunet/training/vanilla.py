@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from hssl_nnunet.files import written_whole
 from hssl_nnunet.plan_schema import target_block
 from hssl_nnunet.training.full_validation import validate_fully
 
@@ -55,3 +56,9 @@ class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
         if self.local_rank == 0 and self.plan.looks_at(self.current_epoch):
             validate_fully(self)
         super().on_epoch_end()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save nnU-Net's checkpoint, whole or not at all: a run that was killed goes on from the older one."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            with written_whole(filename) as temporary:
+                super().save_checkpoint(str(temporary))

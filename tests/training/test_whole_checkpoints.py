@@ -1,0 +1,60 @@
+"""A process that is killed while it saves leaves the older checkpoint as it was, whatever the trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_corpus
+import torch
+
+from hssl_nnunet.paths import ENV_PREPROCESSED
+from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, load_preset, to_json
+
+NAME = "Dataset007_Target"
+# builds the trainer of a class, saves once, and dies in the middle of saving again
+SAVE_AND_DIE = """
+import importlib, json, os, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+module, kind, folder, path = sys.argv[1:]
+plans, dataset_json = (json.loads((Path(folder) / f"{n}.json").read_text()) for n in ("plans", "dataset"))
+trainer = getattr(importlib.import_module(module), kind)(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+trainer.network = nn.Linear(1, 1)
+trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.1)
+trainer.current_epoch = 0
+trainer.save_checkpoint(path)
+def cut_off(checkpoint, file):
+    Path(file).write_bytes(b"half of a checkpoint")
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = cut_off
+trainer.current_epoch = 1
+trainer.save_checkpoint(path)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("place", ["vanilla.HSSLVanilla", "finetuner.HSSLFinetuner"])
+def test_a_kill_while_saving_leaves_the_older_checkpoint(
+    place: str, nnunet_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (nnunet_folders[ENV_PREPROCESSED] / NAME).mkdir()
+    entry = tiny_corpus.configuration(tiny_corpus.ARCHITECTURES[0], (16, 16, 16), (1.0, 1.0, 1.0))
+    block = TargetBlock(weights=None, weights_sha256=None, finetuning=finetuning_plan(load_preset("cpu")))
+    plans = {**tiny_corpus.plans(NAME, entry), "hssl": to_json(block), "continue_training": False}
+    dataset_json = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset_json))
+    path = tmp_path / "checkpoint_latest.pth"
+    module, kind = place.split(".")
+    words = [f"hssl_nnunet.training.{module}", kind, str(tmp_path), str(path)]
+    ended = subprocess.run([sys.executable, "-c", SAVE_AND_DIE, *words], env=os.environ, stdout=subprocess.DEVNULL)
+    assert ended.returncode == -signal.SIGKILL
+    checkpoint = torch.load(path, weights_only=False)
+    assert checkpoint["current_epoch"] == 1 and checkpoint["network_weights"].keys() == {"weight", "bias"}
