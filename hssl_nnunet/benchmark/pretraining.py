@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from hssl_nnunet.benchmark.shuffled_groups import shuffled_groups
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
 from hssl_nnunet.corpus.build import build_corpus
@@ -15,20 +13,22 @@ from hssl_nnunet.corpus.cases import read_raw_dataset
 from hssl_nnunet.corpus.parallel import default_processes
 from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json, write_json, written_whole
+from hssl_nnunet.files import written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
 from hssl_nnunet.paths import raw_dir
-from hssl_nnunet.plan_schema import CorpusBlock, corpus_block, merged, to_json
+from hssl_nnunet.plan_schema import merged
 
 EXCLUDED_FILE = "test_cases.txt"
 FIRST_CORPUS_ID = 900
 CLAIMS_FOLDER = "corpus_ids"
-SHUFFLE_SEED = 0
 
 
 def corpus_name(arm: str, target: str | None) -> str:
-    """Name of a pretraining's corpus, without `DatasetNNN_`."""
-    return f"Benchmark_{arm}" if target is None else f"Benchmark_{arm}_{target.partition('_')[2]}"
+    """Name of a pretraining's corpus, without `DatasetNNN_`.
+
+    The target's id is in it, for two targets may have one name: `Benchmark_single_domain_004_Hippocampus`.
+    """
+    return f"Benchmark_{arm}" if target is None else f"Benchmark_{arm}_{target.removeprefix('Dataset')}"
 
 
 def pretrain_arm(
@@ -83,9 +83,8 @@ def _corpus(
         patient_regex=regexes,
         num_processes=default_processes(),
         pretraining_overrides=merged(dict(plan.pretraining), arm.pretraining),
+        regroup=shuffled_groups if arm.groups == "shuffled" else None,
     )
-    if arm.groups == "shuffled":
-        _shuffle_groups(report.folder / f"{plan.plans_name}.json")
     return report.dataset_name
 
 
@@ -141,14 +140,3 @@ def excluded_cases(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], doma
         for case in (*dataset.labelled, *dataset.unlabelled)
         if patient_of(case.name, name, patterns) in test
     ]
-
-
-def _shuffle_groups(path: Path) -> None:
-    """Give each domain the groups of another, drawn at random: as many groups of the same sizes, without a meaning."""
-    plans: dict[str, Any] = read_json(path)
-    block = corpus_block(plans, path)
-    groups = [d.groups for d in block.domains]
-    random.Random(SHUFFLE_SEED).shuffle(groups)
-    domains = tuple(replace(d, groups=g) for d, g in zip(block.domains, groups, strict=True))
-    shuffled = CorpusBlock(domains=domains, pretraining=block.pretraining)
-    write_json(path, {**plans, "hssl": to_json(shuffled)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ def build_corpus(
     patient_regex: Sequence[str] = (),
     num_processes: int = 1,
     pretraining_overrides: Mapping[str, Any] | None = None,
+    regroup: Callable[[Mapping[str, Groups]], Mapping[str, Groups]] | None = None,
     overwrite: bool = False,
 ) -> CorpusReport:
     r"""Build `nnUNet_preprocessed/DatasetNNN_Name` from datasets that are preprocessed; no voxel is copied.
@@ -98,6 +99,7 @@ def build_corpus(
         patient_regex: `DATASET=REGEX` for each dataset whose case names are not its patients, as `54=(.*)_`.
         num_processes: processes that read raw images.
         pretraining_overrides: values of `PretrainingPlan` that differ from the preset's; nested keys merge.
+        regroup: makes other groups of the hierarchy's, by dataset name; None leaves them.
         overwrite: replace an existing corpus of the same name, hand-edited groups and plan values included.
 
     Raises:
@@ -112,7 +114,8 @@ def build_corpus(
     fingerprints = {
         s.dataset.name: _summary([i for i in images if i.candidate.domain == d]) for d, s in enumerate(sources)
     }
-    groups, group_notes = build_hierarchy(fingerprints, hierarchy_file)
+    hierarchy, group_notes = build_hierarchy(fingerprints, hierarchy_file)
+    groups = regroup(hierarchy) if regroup else hierarchy
     block = _block(sources, plans_name, fingerprints, groups, pretraining)
     plans = corpus_plans(body, block, dataset_name=dataset_name, plans_name=plans_name, configuration=configuration)
     folder = preprocessed_dir() / dataset_name
