@@ -34,7 +34,8 @@ def crossed_interval(tables: Sequence[Floats]) -> tuple[float, float]:
     its limit: effects of seeds that are far from normal. With one seed, nothing is known of how seeds vary.
 
     Args:
-        tables: each (seeds, patients), one for each dataset. With one seed its interval is over patients alone.
+        tables: each (seeds, patients), one for each dataset, independent of each other; datasets of the same patients
+            are one table, see `statistics.persons`. With one seed its interval is over patients alone.
 
     Returns:
         Both ends; nan when a table has one patient only.

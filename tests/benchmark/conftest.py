@@ -15,6 +15,7 @@ from tiny_benchmark import (
     EVIL_DATASET,
     FACTS,
     GAPS,
+    LEAKAGE,
     SEEDS,
     Page,
     chosen,
@@ -39,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if key not in GAPS:
             write_record(path, run(*key))
     (path / "benchmark.json").write_text(json.dumps(FACTS))
+    (path / "leakage.json").write_text(json.dumps(LEAKAGE))
     failed = Run(dataset_name=EVIL_DATASET, budget="20%", arm="scratch", seed=0)
     JobTable(path).write(failed.name, JobState(state="failed", error="killed"))
     cases = sorted(case_dice(run(DATASETS[0], "5%", "hssl", 0)))

@@ -41,7 +41,7 @@ def test_a_tuning_says_that_it_is_no_evidence(tmp_path: Path) -> None:
 
 def test_an_arm_whose_name_begins_alike_has_a_transfer_of_its_own(tmp_path: Path) -> None:
     content = {"plans_name": "P", "configuration": "3d_fullres", "datasets": [TARGET]}
-    (tmp_path / "benchmark.json").write_text(json.dumps({**content, "arms": {"hssl": {}, "hssl_small": {}}}))
+    (tmp_path / "benchmark.json").write_text(json.dumps({**content, "arms": ["hssl", "hssl_small"]}))
     fold = tmp_path / "nnUNet_results" / TARGET / "nnUNetTrainerX__P_hssl_small_s0__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
     totals = {"encoder": {"exact": [2, 9], "adapted": [1, 9], "fresh": [0, 0]}}
@@ -54,4 +54,5 @@ def test_without_vanilla_the_page_compares_with_scratch(tmp_path: Path) -> None:
         write_record(tmp_path, record(arm, dice))
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Difference to scratch on the same patients and seeds" in page and "Dice points over scratch" in page
+    assert "Difference to vanilla" not in page and "Dice points over vanilla" not in page
     assert "Epochs to reach the final Dice of scratch" in page and "final Dice of vanilla" not in page

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_benchmark import DATASETS, EVIL_ARM, EVIL_DATASET, GAPS, SECTIONS, Page, heading, plain_slice, run
+from tiny_benchmark import ARMS, DATASETS, EVIL_ARM, EVIL_DATASET, GAPS, SECTIONS, Page, heading, plain_slice, run
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.records import write_record
+from hssl_nnunet.benchmark.report.audit import audits
 from hssl_nnunet.benchmark.report.cases import draw_slice
 from hssl_nnunet.benchmark.report.content import not_run, read_content
+from hssl_nnunet.benchmark.report.costs import learned, pretrainings
 from hssl_nnunet.benchmark.report.gallery import embeddings
 from hssl_nnunet.benchmark.report.page import write_report
-from hssl_nnunet.benchmark.report.tables import environment, learned, pretrainings
+from hssl_nnunet.benchmark.report.tables import environment
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.projection import Entry
@@ -34,8 +36,8 @@ def bare(tmp_path: Path) -> Path:
 
 def test_cost_transfer_audit_environment_and_commands(page: Page) -> None:
     cost = page.grouped("Time and memory of every arm")
-    assert cost[DATASETS[0], "hssl"] == ["6", "1.8 min", "275 ms", "3.5 GiB"]
-    assert cost[EVIL_DATASET, "hssl"] == ["5", "1.8 min", "270 ms", "3.5 GiB"]
+    assert cost[DATASETS[0], "hssl"] == ["6", "400", "1.8 min", "275 ms", "3.5 GiB"]
+    assert cost[EVIL_DATASET, "hssl"] == ["5", "400", "1.8 min", "270 ms", "3.5 GiB"]
     learnt = dict(zip(*page.tables["What pretraining has learnt"], strict=True))
     assert (learnt["arm"], learnt["image"], learnt["reconstruction"]) == ("hssl", "1.53", "–")
     assert (learnt["domain told"], learnt["by intensity and size alone"], learnt["effective rank"]) == (
@@ -43,15 +45,18 @@ def test_cost_transfer_audit_environment_and_commands(page: Page) -> None:
         "0.917",
         "7.2",
     )
-    assert page.tables["Pretraining"][1] == ["hssl", "2.0 h", "hssl.safetensors", "abc123"]
+    assert page.tables["Pretraining"][1] == ["hssl", "–", "–", "2.0 h", "hssl.safetensors", "abc123"]
     assert page.grouped("Tensors transferred")[DATASETS[0], "hssl"] == ["41", "22", "3"]
     audit = page.tables["Leakage audit"]
-    assert audit[1:] == [["hssl", DATASETS[0], "none"], ["hssl", EVIL_DATASET, "<i>seen"]]
+    seen = {row[0]: row[1:] for row in audit[1:]}
+    assert seen.pop("hssl") == [EVIL_DATASET, "refused, its weights have seen: <i>seen"]
+    nothing = ["every target", "nothing to leak: it starts from no weights"]
+    assert seen == {arm: nothing for arm in ARMS if arm != "hssl"} and len(audit) == 1 + len(ARMS)
     assert f"the pretraining of hssl has seen test cases of {EVIL_DATASET}" in page.sections["answer"]
     assert f"seen test cases of {DATASETS[0]}" not in page.sections["answer"]
     rows = [["versions: torch", "2.<b>6"], ["cpu", "two cores"], ["flags", "bf16, channels_last"]]
     assert page.tables["Environment"] == rows
-    assert "hssl pretrain 900\nhssl finetune 4 3d_fullres 0" in page.sections["commands"]
+    assert "hssl benchmark run -d 4 <one>\nhssl benchmark run -d 4 9 <all>" in page.sections["commands"]
 
 
 def test_what_was_not_run_is_listed_exactly(folder: Path, page: Page) -> None:
@@ -73,7 +78,7 @@ def test_parts_that_are_missing_are_said_to_be(bare: Path, tmp_path: Path) -> No
     text = output.read_text(encoding="utf-8")
     page = Page(text)
     assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
-    for section in ("embedding", "transfer", "leakage", "environment", "commands"):
+    for section in ("embedding", "transfer", "environment", "commands"):
         assert "Not available" in page.sections[section]
     assert "1 seed, too few to establish one" in page.sections["answer"]
     assert "has not been compared with scratch" in page.sections["answer"]
@@ -144,19 +149,19 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
     (drawn / "embeddings.png").write_bytes(draw_slice(plain_slice(), prediction=1))
 
     content = read_content(tmp_path)
-    assert content.facts.descriptions == {name: arm.description for name, arm in arms.items()}
+    assert content.facts.definitions == arms
     assert pretrainings(content) == [
-        ("hssl", "90.0 min", "hssl.safetensors", sha256),
-        (f"single_domain, {target}", "2.0 h", "–", "–"),
+        ("hssl", "–", "–", "90.0 min", "hssl.safetensors", sha256),
+        (f"single_domain, {target}", "–", "–", "2.0 h", "–", "–"),
     ]
     assert content.facts.pretraining["hssl"].learned == {"val_image": 1.5307, "domain_accuracy": 0.75}
     assert learned(content) == [("hssl", "1.53", "–", "–", "–", "0.75", "–", "–", "–", "–")]
     assert content.facts.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
     assert [p.title for p in embeddings(content)] == ["hssl"]
-    audits = {a.arm: (a.dataset, a.overlap, a.otherwise[:7]) for a in content.facts.leakage}
-    assert audits["vanilla"] == ("every target", (), "nothing")
-    assert audits["hssl"] == ("every target", (), "none: i")
-    assert audits["single_domain"][:2] == (target, ("case_1", "case_2"))
+    looked_at = {a.arm: (a.dataset, a.refused, a.told) for a in audits(content)}
+    assert looked_at["vanilla"] == ("every target", False, "nothing to leak: it starts from no weights")
+    assert looked_at["hssl"][:2] == ("every target", False) and "by construction" in looked_at["hssl"][2]
+    assert looked_at["single_domain"] == (target, True, "case_1, case_2")
     assert {(r.arm, r.why.partition(":")[0]) for r in not_run(content)} == {
         ("vanilla", "pending"),
         ("single_domain", "refused"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from itertools import product
 from math import inf, nan
@@ -15,22 +14,30 @@ import pytest
 from tiny_benchmark import ARMS, BUDGETS, DATASETS, EVIL_ARM, SEEDS, Page, heading, run
 
 from hssl_nnunet.benchmark import statistics as st
-from hssl_nnunet.benchmark.records import read_records
+from hssl_nnunet.benchmark.convergence import Curves
+from hssl_nnunet.benchmark.pairing import paired
+from hssl_nnunet.benchmark.records import EpochScore, read_records
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import not_run, read_content
+from hssl_nnunet.benchmark.report.drawing import arm_styles
 from hssl_nnunet.benchmark.report.numbers import numbers
+from hssl_nnunet.benchmark.report.panels import all_panels
 from hssl_nnunet.benchmark.report.rivals import rivals
 from hssl_nnunet.benchmark.report.surfaces import surfaces
+from hssl_nnunet.benchmark.report.training import against, drawn
 
 
 def number(value: float, form: str = ".1f") -> str:
     """A number as the page writes it."""
-    shown = format(value, form)
-    return re.sub(r"^[+-](0\.0+)$", r"\1", shown).replace("-", "−")
+    return format(value, form).replace("-", "−")
 
 
-def ends(low: float, high: float) -> str:
-    return f"{number(low)} to {number(high)}"
+def ends(low: float, high: float, seeds: int = 3) -> str:
+    return f"{number(low)} to {number(high)}{' †' if seeds == 1 else ''}"
+
+
+def span(counts: list[int]) -> str:
+    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def test_the_numbers_beside_the_page_are_those_of_the_statistics(folder: Path, text: str) -> None:
@@ -58,8 +65,16 @@ def test_other_pretrainings_stand_beside_the_method_and_baselines_do_not(folder:
     for row, budget in zip(rows, content.budgets(), strict=True):
         for cell, name in zip(row[2:], content.datasets, strict=True):
             ours, theirs = content.of(name, budget, "hssl"), content.of(name, budget, EVIL_ARM)
-            differences = st.paired(ours, theirs)  # (seeds, patients), hssl minus the other
+            differences = paired(ours, theirs)  # (seeds, patients), hssl minus the other
             assert cell.startswith(f"{number(differences.mean(), '+.1f')} (")
+            assert cell.endswith(f"; {len(differences)} seeds)")
+        assert row[1].endswith("; 3 seeds)" if budget == "5%" else "; 2 to 3 seeds)")
+    partly = replace(
+        content, records=[r for r in content.records if (r.dataset_name, r.arm) != (DATASETS[1], EVIL_ARM)]
+    )
+    for group in rivals(partly):
+        ((_, over_all, first, second),) = group.rows
+        assert over_all == second == ("–", "") and first[0] != "–"  # one dataset is not all
     assert rivals(replace(content, records=[r for r in content.records if r.arm != "hssl"])) == []
 
 
@@ -91,18 +106,20 @@ def test_the_table_of_results_shows_the_statistics(folder: Path, page: Page) -> 
         dice = number(s.mean) if len(s.seeds) == 1 else f"{number(s.mean)} ± {number(s.sd)}"
         assert cells[:2] == [dice, str(len(s.seeds))]
     compared = {(c.dataset_name, c.budget, c.arm, c.baseline): c for c in st.compare_all(records)}
-    marks = set()
+    marks, alone = set(), set()
     for dataset_name, budget, arm, (place, baseline) in product(DATASETS, BUDGETS, ARMS, enumerate(st.BASELINES)):
-        cells = rows[heading(dataset_name, budget), arm][2 + 3 * place : 5 + 3 * place]
+        cells = rows[heading(dataset_name, budget), arm][2 + 4 * place : 6 + 4 * place]
         c = compared.get((dataset_name, budget, arm, baseline))
         if c is None:
-            assert cells == ["–", "", ""]
+            assert cells == ["–", "", "", ""]
             continue
         mark = "" if not c.finding else "▲ " if c.difference > 0 else "▼ "
         p = "<0.001" if c.p_holm < 0.001 else number(c.p_holm, ".3f")
-        assert cells == [mark + number(c.difference, "+.1f"), ends(c.low, c.high), p]
+        interval = ends(c.low, c.high, len(c.seeds))
+        assert cells == [mark + number(c.difference, "+.1f"), interval, str(len(c.seeds)), p]
+        alone.add((len(c.seeds), "†" in interval))
         marks.add(mark)
-    assert marks == {"", "▲ ", "▼ "}
+    assert marks == {"", "▲ ", "▼ "} and alone == {(1, True), (2, False), (3, False)}
     assert len(compared) == 23  # of 24, hssl and scratch share no seed on the second dataset at 20 %
 
 
@@ -111,44 +128,73 @@ def test_the_pooled_table_and_the_epochs_show_the_statistics(folder: Path, page:
     rows, ranks = page.grouped("Results averaged over datasets"), st.mean_ranks(records)
     comparisons = st.compare_all(records)
     for o in st.overall(records):
-        cells = rows[o.budget, o.arm][2 + 3 * st.BASELINES.index(o.baseline) :][:3]
+        where = next(title for title, _ in rows if title.startswith(o.budget))
+        cells = rows[where, o.arm][1 + 4 * st.BASELINES.index(o.baseline) :][:4]
+        counts = [len(seeds) for seeds in o.seeds]
+        basis = f"{len(o.datasets)} / {span(counts)}"
         tally = st.wins_ties_losses(c for c in comparisons if c.budget == o.budget)[o.arm, o.baseline]
-        assert cells == [number(o.difference, "+.1f"), ends(o.low, o.high), " / ".join(map(str, tally))]
-    assert all(rows[budget, arm][0] == number(rank) for budget, of in ranks.items() for arm, rank in of.items())
+        assert cells == [
+            number(o.difference, "+.1f"), ends(o.low, o.high, min(counts)), basis, " / ".join(map(str, tally))
+        ]  # fmt: skip
+    titles = {"5%": "5% ranks over 2 datasets, 3 seeds", "20%": "20% ranks over 1 dataset, 3 seeds"}
+    for budget, ranking in ranks.items():
+        assert all(rows[titles[budget], arm][0] == number(rank) for arm, rank in ranking.ranks.items())
+        assert f"{len(ranking.datasets)} dataset" in titles[budget]
     reached = page.grouped("Epochs to reach the final Dice of vanilla")
     assert len(reached) == 1 + len(DATASETS) * len(BUDGETS)
+    content = read_content(folder)
     for dataset_name, budget, (place, arm) in product(DATASETS, BUDGETS, enumerate(ARMS)):
-        reach = st.epochs_to_reach(records, dataset_name, budget, arm)
+        one = against(content, dataset_name, budget, "vanilla")
+        assert one is not None and reached[dataset_name, budget][0] == str(len(one.seeds))
+        reach = one.reach(arm, "vanilla")
         told = f"{reach.epoch} ({100 * reach.share:.0f} %)" if reach else "not reached"
-        assert reached[dataset_name, budget][place] == told
-    assert reached[DATASETS[0], "5%"] == ["40 (100 %)", "40 (100 %)", "10 (25 %)", "40 (100 %)"]
+        assert reached[dataset_name, budget][1 + place] == (told if arm in one.by_arm else "–")
+    assert reached[DATASETS[0], "5%"] == ["3", "40 (100 %)", "40 (100 %)", "10 (25 %)", "40 (100 %)"]
+    assert reached[DATASETS[1], "20%"][:3] == ["2", "40 (100 %)", "–"]  # scratch lacks seeds 0 and 1
     of_scratch = page.grouped("Epochs to reach the final Dice of scratch")
-    reach = st.epochs_to_reach(records, DATASETS[0], "5%", "hssl", "scratch")
-    assert reach is not None and of_scratch[DATASETS[0], "5%"][2].startswith(f"{reach.epoch} (")
+    one = against(content, DATASETS[0], "5%", "scratch")
+    reach = one.reach("hssl", "scratch") if one else None
+    assert reach is not None and of_scratch[DATASETS[0], "5%"][3].startswith(f"{reach.epoch} (")
+    assert (DATASETS[1], "20%") not in of_scratch  # no seed with hssl
+
+
+def test_curves_levels_and_epochs_stand_on_the_same_seeds(folder: Path) -> None:
+    content = read_content(folder)
+    higher = replace(run(DATASETS[0], "5%", "hssl", 0), seed=7, epochs=(EpochScore(epoch=1, dice=0.99),))
+    lower = replace(run(DATASETS[0], "5%", "vanilla", 0), seed=8, epochs=(EpochScore(epoch=40, dice=0.0),))
+    more = replace(content, records=(*content.records, higher, lower))
+    for one in (content, more):
+        ((curves, baselines),) = drawn(one, DATASETS[0], "5%")  # both baselines share the same seeds with the method
+        assert baselines == list(st.BASELINES) and curves.seeds == SEEDS
+        assert curves.level("vanilla") == pytest.approx(0.5875) and 40 in curves.by_arm["hssl"]
+    few = replace(content, records=[r for r in content.records if r.arm != "vanilla" or r.seed == 1])
+    first, second = drawn(few, DATASETS[0], "5%")
+    assert (first[0].seeds, first[1]) == ((1,), ["vanilla"]) and set(first[0].by_arm) == set(ARMS)
+    assert (second[0].seeds, second[1]) == (SEEDS, ["scratch"]) and set(second[0].by_arm) == {*ARMS} - {"vanilla"}
+    notes = [p.note for p in all_panels(few, [], arm_styles(ARMS))["curve_panels"] if p.title == DATASETS[0]]  # type: ignore[attr-defined]
+    assert notes == ["5%, 1 seed", "5%, 3 seeds", "20%, 1 seed", "20%, 3 seeds"]
+    nothing = replace(content, records=[r for r in content.records if r.arm == EVIL_ARM])
+    assert [(c.seeds, b) for c, b in drawn(nothing, DATASETS[0], "5%")] == [(SEEDS, [])]
 
 
 def test_the_figures_tell_the_statistics(folder: Path, page: Page) -> None:
     told = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
-    assert len(told) == 2 * len(DATASETS) + 2 * len(DATASETS) * len(BUDGETS)
+    assert len(told) == 3 * len(DATASETS) + 2 * len(DATASETS) * len(BUDGETS)
     records = read_records(folder)
     for s in st.seed_spread(records):
         assert any(f"{s.arm} " in t and f"{s.mean:.1f} at {s.budget}" in t for t in told)
-    for c in st.compare_all(records, ["vanilla"]):
-        assert any("over vanilla" in t and f"{c.difference:.1f} at {c.budget}" in t for t in told)
+    for c in st.compare_all(records):
+        assert any(f"over {c.baseline}" in t and f"{c.difference:.1f} at {c.budget}" in t for t in told)
+    assert "over scratch, 1 to 3 shared seeds" in page.sections["budget"]
+    assert "20%, vanilla on 2 seeds" in page.sections["patients"]
     assert any("hssl is above vanilla in 12 of 12 patients" in t for t in told)
 
 
-def verdict(low: float, high: float, seeds: tuple[int, ...] = SEEDS) -> str:
-    difference = (low + high) / 2
-    shared: dict[str, Any] = {"budget": "5%", "arm": "hssl", "difference": difference, "low": low, "high": high}
-    overall, comparisons = [], []
-    for b in st.BASELINES:
-        overall.append(st.Overall(baseline=b, datasets=("a",), **shared))
-        rest: dict[str, Any] = {"p": 0.5, "p_holm": 0.5, "verdict": "tie", "by_seed": (0.0,) * len(seeds)}
-        comparisons.append(
-            st.Comparison(dataset_name="a", baseline=b, seeds=seeds, patients=9, **shared, **rest)
-        )  # fmt: skip
-    return wording.answers(overall, comparisons, ["5%"])[0]
+def verdict(low: float, high: float, seeds: tuple[tuple[int, ...], ...] = (SEEDS,), **more: Any) -> str:
+    shared: dict[str, Any] = {"budget": "5%", "arm": "hssl", "difference": (low + high) / 2, "low": low, "high": high}
+    one = {"datasets": tuple("abc"[: len(seeds)]), "seeds": seeds, **shared, **more}
+    overall = [st.Overall(baseline=b, **one) for b in st.BASELINES]
+    return wording.answers(overall, ["5%"], {})[0]
 
 
 def test_the_answer_claims_no_more_than_the_interval() -> None:
@@ -160,11 +206,59 @@ def test_the_answer_claims_no_more_than_the_interval() -> None:
     assert "shows no established difference to vanilla nnU-Net: +1.0 Dice points (95\xa0% interval −1.0 to 3.0;" in (
         verdict(-1, 3)
     )
-    assert "beats" not in verdict(1, 3, seeds=(0,)) and "1 seed, too few" in verdict(1, 3, seeds=(0,))
+    one_seed = verdict(1, 3, seeds=((0,),))
+    assert "beats" not in one_seed and "interval over patients alone 1.0 to 3.0; 1 dataset, 1 seed, too few" in one_seed
+    mixed = verdict(1, 3, seeds=(SEEDS, (0,)))
+    assert "beats" not in mixed and "alone" not in mixed and "2 datasets, 1 to 3 seeds, too few" in mixed
     assert "95\xa0% interval unknown" in verdict(nan, nan)
+    longer = verdict(1, 3, equal_length=False)
+    assert "beats" not in longer and "another number of steps, which establishes nothing" in longer
+
+
+def curves(ours: dict[int, float], theirs: dict[int, float], seeds: tuple[int, ...] = SEEDS) -> Curves:
+    epochs = {"hssl": 20, "vanilla": 20}
+    return Curves(seeds=seeds, by_arm={"hssl": ours, "vanilla": theirs}, num_epochs=epochs)
+
+
+def test_the_answer_says_when_the_baselines_final_dice_is_reached_and_on_what() -> None:
+    shared: dict[str, Any] = {
+        "budget": "5%",
+        "arm": "hssl",
+        "baseline": "vanilla",
+        "difference": 1,
+        "low": 0,
+        "high": 2,
+    }
+    one = st.Overall(datasets=("a",), seeds=(SEEDS,), **shared)
+    theirs = {4: 0.2, 16: 0.6, 20: 0.5}
+    early, late, never = {4: 0.5, 20: 0.6}, {4: 0.4, 8: 0.5}, {4: 0.1, 20: 0.2}
+
+    def answer(*training: Curves, **changes: Any) -> str:
+        return wording.answers([replace(one, **changes)], ["5%"], {"5%": training})[0]
+
+    assert (
+        "; it reaches the final Dice of vanilla nnU-Net after 20 to 40\xa0% of the epochs on 2 of 3 datasets "
+        "(1 to 3 seeds; vanilla itself first after 80\xa0% of the epochs)."
+    ) in answer(curves(early, theirs), curves(late, theirs, (0,)), curves(never, theirs))
+    assert "on 1 of 1 dataset (3 seeds;" in answer(curves(early, theirs))
+    assert "it does not reach the final Dice of vanilla nnU-Net along its training on any of 1 dataset" in (
+        answer(curves(never, theirs))
+    )
+    assert "final Dice" not in answer() and "final Dice" not in answer(curves(early, theirs), equal_length=False)
+
+
+def test_the_page_has_the_epochs_in_its_answer(page: Page) -> None:
+    assert (
+        "it reaches the final Dice of vanilla nnU-Net after 25\xa0% of the epochs on 1 of 2 datasets (3 seeds;"
+        in (page.sections["answer"])
+    )
+    assert "without mirroring and in preprocessed voxels" in page.sections["curves"]
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert [wording.signed(v) for v in (3.21, -0.44, -0.04, 0.04, nan)] == ["+3.2", "−0.4", "0.0", "0.0", "–"]
+    signed = [wording.signed(v) for v in (3.21, -0.44, -0.04, 0.04, 0.0, -0.0, nan)]
+    assert signed == ["+3.2", "−0.4", "−0.0", "+0.0", "0.0", "0.0", "–"]
+    assert wording.interval(-0.03, 6.6) == "−0.0 to 6.6" and wording.interval(0.03, 6.6) == "0.0 to 6.6"
     assert [wording.p_value(v) for v in (0.0004, 0.0406, 1.0)] == ["<0.001", "0.041", "1.000"]
     assert [wording.duration(s) for s in (4.24, 41, 270, 7560)] == ["4.2 s", "41 s", "4.5 min", "2.1 h"]
+    assert [wording.span(c, "seed") for c in ([1, 1], [3], [3, 1])] == ["1 seed", "3 seeds", "1 to 3 seeds"]

@@ -12,18 +12,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from hssl_nnunet.benchmark.convergence import Reach, curves
 from hssl_nnunet.benchmark.intervals import bootstrap_interval, crossed_interval, holm, wilcoxon_p
+from hssl_nnunet.benchmark.pairing import DiceTable, dice_table, paired, patient_dice
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord
 from hssl_nnunet.benchmark.statistics import (
     Comparison,
-    Reach,
+    Ranking,
     compare_all,
-    dice_table,
-    epochs_to_reach,
     mean_ranks,
     overall,
-    paired,
-    patient_dice,
+    persons,
     seed_spread,
     wins_ties_losses,
 )
@@ -305,6 +304,19 @@ def test_two_seeds_make_no_finding() -> None:
         assert c.low > 9 and c.p_holm < 0.001 and c.finding == finding
 
 
+def test_runs_of_unequal_length_make_no_finding() -> None:
+    ours, theirs = arm("hssl", np.tile(60 + np.linspace(9, 10, 12), (3, 1))), arm("vanilla", np.full((3, 12), 50.0))
+    longer = [replace(r, num_epochs=100) for r in ours]
+    reshaped = [replace(r, num_epochs=25, num_iterations_per_epoch=20) for r in ours]  # as many steps
+    last_only = [*ours[:2], longer[2]]
+    for runs, equal in ((ours, True), (longer, False), (reshaped, True), (last_only, False)):
+        (c,), (o,) = compare_all([*runs, *theirs]), overall([*runs, *theirs])
+        assert c.p_holm < 0.001 and c.low > 9
+        assert (c.equal_length, c.finding, o.equal_length) == (equal, equal, equal)
+    unshared = [*ours, replace(longer[0], seed=9)]
+    assert compare_all([*unshared, *theirs])[0].finding  # its length does not count where its seed does not
+
+
 def test_every_arm_meets_each_baseline_and_holm_is_within_it() -> None:
     rng = np.random.default_rng(3)
     places = [("Dataset001_A", "10%"), ("Dataset001_A", "5%"), ("Dataset002_B", "9")]
@@ -350,18 +362,33 @@ def test_wins_ties_and_losses_are_counted() -> None:
     assert wins_ties_losses(compare_all(records)) == {("hssl", "vanilla"): (2, 1, 1)}
 
 
-def test_ranks_share_ties_and_skip_datasets_that_lack_an_arm() -> None:
+def test_ranks_share_ties_and_are_of_the_arms_that_every_dataset_has() -> None:
     dice = {
-        "A": {"hssl": 80.0, "mae": 70.0, "vanilla": 70.0},  # 1, 2.5, 2.5
+        "A": {"hssl": 80.0, "mae": 70.0, "vanilla": 70.0, "simclr": 99.0},  # 1, 2.5, 2.5
         "B": {"hssl": 60.0, "mae": 75.0, "vanilla": 50.0},  # 2, 1, 3
-        "C": {"hssl": 10.0, "vanilla": 50.0},
     }
     records = [
         r for d, arms in dice.items() for n, v in arms.items() for r in arm(n, np.full((2, 3), v), dataset_name=d)
     ]
-    assert mean_ranks(records) == {"5%": {"hssl": 1.5, "mae": 1.75, "vanilla": 2.75}}
-    assert mean_ranks(records, ["hssl", "vanilla"])["5%"] == pytest.approx({"hssl": 4 / 3, "vanilla": 5 / 3})
-    assert mean_ranks([r for r in records if r.dataset_name != "A" or r.arm != "mae"], ["mae", "x"]) == {}
+    ranking = Ranking(
+        datasets=("A", "B"), seeds=((0, 1), (0, 1)), ranks={"hssl": 1.5, "mae": 1.75, "vanilla": 2.75}
+    )  # fmt: skip
+    assert mean_ranks(records) == {"5%": ranking}  # simclr has none, and takes no dataset away
+    without = [r for r in records if (r.dataset_name, r.arm) != ("B", "mae")]
+    assert mean_ranks(without)["5%"].ranks == {"hssl": 1.0, "vanilla": 2.0}
+    assert mean_ranks([r for r in records if r.arm == "hssl" or r.dataset_name == "A" and r.arm == "mae"]) == {}
+
+
+def test_ranks_stand_on_the_seeds_that_the_ranked_arms_share() -> None:
+    tables = {"hssl": [90.0, 10.0, 10.0], "mae": [50.0, 50.0], "vanilla": [60.0, 40.0]}
+    records = [r for n, v in tables.items() for r in arm(n, np.tile(np.array(v)[:, None], 4), dataset_name="A")]
+    records += [r for n in tables for r in arm(n, np.full((1, 4), 50.0), dataset_name="B")]
+    one_seed = [r for r in records if r.arm != "mae" or r.seed == 0]
+    assert mean_ranks(records)["5%"].seeds == ((0, 1), (0,))
+    assert mean_ranks(records)["5%"].ranks == {"hssl": 2.0, "mae": 2.0, "vanilla": 2.0}  # 50 each over seeds 0 and 1
+    assert mean_ranks(one_seed)["5%"].ranks == {"hssl": 1.5, "mae": 2.5, "vanilla": 2.0}
+    apart = [replace(r, seed=5) if (r.dataset_name, r.arm) == ("B", "mae") else r for r in records]
+    assert mean_ranks(apart)["5%"].datasets == ("A",)
 
 
 def test_overall_weighs_datasets_equally_and_is_narrower_than_each() -> None:
@@ -371,8 +398,39 @@ def test_overall_weighs_datasets_equally_and_is_narrower_than_each() -> None:
     records += [r for d in tables for r in arm("vanilla", np.full((3, tables[d].shape[1]), 50.0), dataset_name=d)]
     (result,) = overall(records)
     assert (result.budget, result.arm, result.baseline, result.datasets) == ("5%", "hssl", "vanilla", ("A", "B"))
+    assert result.seeds == ((0, 1, 2), (0, 1))
     assert result.difference == pytest.approx((tables["A"].mean() + tables["B"].mean()) / 2)
     assert (result.low, result.high) == pytest.approx(crossed_interval(list(tables.values())))
+
+
+def both(names: tuple[str, ...], differences: Floats, seeds: tuple[int, ...] = (0, 1, 2)) -> DiceTable:
+    """A table whose first arm is better by `differences`."""
+    return DiceTable(seeds, names, np.stack([50 + differences, np.full_like(differences, 50)]))
+
+
+def test_patients_of_two_datasets_are_counted_once() -> None:
+    names = tuple(f"p{i:02}" for i in range(10))
+    d, e = (noise(np.random.default_rng(i), 3, 10, 1.0) for i in (0, 1))
+    apart, shared = both(tuple("abcdefghij"), e), both(names, e)
+    np.testing.assert_allclose(persons([both(names, d), apart]), [d, e])
+    (merged,) = persons([both(names, d), shared])
+    np.testing.assert_allclose(merged, (d + e) / 2)
+    third = both(tuple("abcdefghij"), d)
+    tables = persons([both(names, d), third, shared])  # the mean over three datasets, whatever is merged
+    assert len(tables) == 2 and np.mean([t.mean() for t in tables]) == pytest.approx((2 * d.mean() + e.mean()) / 3)
+    assert len(persons([both(names, d), both(names, e[:2], (0, 1))])) == 2  # other seeds
+
+
+def test_the_interval_covers_the_truth_where_two_datasets_show_the_same_patients() -> None:
+    rng, names = np.random.default_rng(4), tuple(f"p{i:02}" for i in range(20))
+    merged, apart = [], []
+    for _ in range(600):
+        of_patients = 4 * rng.normal(size=20)
+        pair = [of_patients + rng.normal(size=(3, 20)) for _ in range(2)]
+        merged.append(covers(crossed_interval(persons([both(names, d) for d in pair]))))
+        apart.append(covers(crossed_interval(pair)))
+    assert 0.92 < np.mean(merged) < 0.98
+    assert np.mean(apart) < 0.88
 
 
 def test_the_spread_between_seeds() -> None:
@@ -382,18 +440,26 @@ def test_the_spread_between_seeds() -> None:
 
 
 def test_the_first_epoch_at_the_baselines_final_dice() -> None:
-    def runs(name: str, *curves: tuple[float, ...]) -> list[RunRecord]:
-        epochs = [tuple(zip((10, 20, 50), curve, strict=True)) for curve in curves]
+    def runs(name: str, *values: tuple[float, ...]) -> list[RunRecord]:
+        epochs = [tuple(zip((10, 20, 50), curve, strict=True)) for curve in values]
         return [record(name, seed, [0.5], epochs=e) for seed, e in enumerate(epochs)]
 
     records = runs("vanilla", (0.3, 0.65, 0.7), (0.3, 0.65, 0.5))  # 0.3, 0.65 and at last 0.6 on average
-    records += runs("hssl", (0.7, 0.7, 0.7), (0.4, 0.52, 0.6)) + runs("mae", (0.5, 0.5, 0.59), (0.5, 0.5, 0.59))
+    records += runs("hssl", (0.7, 0.7, 0.7), (0.4, 0.52, 0.6), (0.9, 0.9, 0.9))
+    records += runs("mae", (0.5, 0.5, 0.59), (0.5, 0.5, 0.59)) + runs("simclr", (0.9, 0.9, 0.9))
     place = ("Dataset001_A", "5%")
-    assert epochs_to_reach(records, *place, "hssl") == Reach(20, 0.4)
-    assert epochs_to_reach(records, *place, "mae") is None
-    assert epochs_to_reach(records, *place, "vanilla") == Reach(20, 0.4)  # it wobbles
-    assert epochs_to_reach(records, *place, "hssl", baseline="mae") == Reach(20, 0.4)
-    assert epochs_to_reach(records, *place, "unknown") is None
+    found = curves(records, *place, ["hssl", "vanilla"])
+    assert found is not None and found.seeds == (0, 1) and found.by_arm.keys() == {"vanilla", "hssl", "mae"}
+    assert found.by_arm["hssl"] == pytest.approx({10: 0.55, 20: 0.61, 50: 0.65})  # without seed 2
+    assert found.level("vanilla") == pytest.approx(0.6) and found.level("simclr") is None
+    assert found.reach("hssl", "vanilla") == Reach(epoch=20, share=0.4)
+    assert found.reach("mae", "vanilla") is None and found.reach("hssl", "simclr") is None
+    assert found.reach("vanilla", "vanilla") == Reach(epoch=20, share=0.4)  # it wobbles
+    assert found.reach("hssl", "mae") == Reach(epoch=20, share=0.4)
+    only = curves(records, *place, ["simclr", "vanilla"])
+    assert only is not None and only.seeds == (0,) and only.reach("simclr", "vanilla") == Reach(epoch=10, share=0.2)
+    assert curves(records, *place, ["hssl", "unknown"]) is None and curves(records, *place, []) is None
+    assert curves([replace(r, epochs=()) for r in records], *place, ["hssl"]) is None
 
 
 def test_a_comparison_is_frozen() -> None:

@@ -23,7 +23,8 @@ SEEDS = (0, 1, 2)
 PATIENTS = 12
 GAPS = {(EVIL_DATASET, "20%", "hssl", 2), (EVIL_DATASET, "20%", "scratch", 0), (EVIL_DATASET, "20%", "scratch", 1)}
 SECTIONS = (
-    "answer budget patients surfaces curves cost cases embedding transfer leakage environment commands not-run".split()
+    "answer budget patients surfaces curves cost cases embedding transfer "
+    "leakage statistics environment commands not-run".split()
 )
 LEARNED = {
     "val_image": 1.5307,
@@ -34,7 +35,7 @@ LEARNED = {
 }
 FACTS = {
     "command": "hssl benchmark run -d 4 9 <all>",
-    "commands": ["hssl pretrain 900", "hssl finetune 4 3d_fullres 0"],
+    "commands": ["hssl benchmark run -d 4 <one>", "hssl benchmark run -d 4 9 <all>"],
     "about": {"versions": {"torch": "2.<b>6"}, "cpu": "two cores", "flags": ["bf16", "channels_last"]},
     "datasets": DATASETS,
     "budgets": list(BUDGETS),
@@ -43,10 +44,12 @@ FACTS = {
     "pretraining": {
         "hssl": {"seconds": 7200, "weights": "hssl.safetensors", "sha256": "abc123", "more": 1, "learned": LEARNED}
     },
-    "leakage": [{"arm": "hssl", "dataset": d, "overlap": o} for d, o in zip(DATASETS, ([], ["<i>seen"]), strict=True)],
     "transfer": {DATASETS[0]: {"hssl": {"exact": 41, "adapted": 22, "fresh": 3}}},
     "unknown": "ignored",
 }
+
+
+LEAKAGE = {"hssl": [f"{EVIL_DATASET}:<i>seen"]}
 
 
 class Page(HTMLParser):

@@ -141,7 +141,7 @@ def not_run(content: Content) -> list[NotRun]:
 
 def _why(content: Content, dataset_name: str, budget: str, arm: str, seed: int) -> str:
     """Why a run has no record: its arm was refused, or the state of its job."""
-    if any(audit.arm == arm and audit.overlap for audit in content.facts.leakage):
+    if content.facts.leakage.get(arm):
         return "refused: its pretraining has seen test cases"
     state = JobTable(content.folder).state(f"finetune/{dataset_name}/{budget}/{arm}/seed_{seed}")
     return f"{state.state}: {state.error}" if state.error else state.state

@@ -1,4 +1,4 @@
-"""`benchmark.json`, and what else the runner leaves beside the records: states of jobs, leakage, transfers."""
+"""`benchmark.json`, and what else the runner leaves beside the records: pretrainings, leakage, transfers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.job import PRETRAINING_FILE
 from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
 from hssl_nnunet.files import read_json
@@ -31,28 +32,6 @@ SETTINGS = (
     "patient_regex",
     "nsd_tolerance_mm",
 )
-KEPT_OUT = "none: its corpus leaves out every test case and the patients of test cases"
-COMPARED = "none: names, contents and patients compared"
-NO_PRETRAINING = "nothing: it is not pretrained"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArmFacts:
-    """What is said of an arm.
-
-    Attributes:
-        description: one line.
-        pretrained_on: domains of its own pretraining; `none` without one.
-        weights_of: another arm whose weights it takes.
-        weights_file: a weights file that it takes.
-    """
-
-    description: str = ""
-    pretrained_on: str = "none"
-    weights_of: str | None = None
-    weights_file: str | None = None
-
-    __pydantic_config__ = LENIENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,40 +54,22 @@ class Pretraining:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Audit:
-    """What the leakage guard found for an arm.
-
-    Attributes:
-        arm: the arm whose weights were looked at.
-        dataset: the target.
-        overlap: images or patients that pretraining and test set share; empty = clean.
-        otherwise: what is said when there is no overlap.
-    """
-
-    arm: str
-    dataset: str
-    overlap: tuple[str, ...] = ()
-    otherwise: str = "none"
-
-    __pydantic_config__ = LENIENT
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
     """What was asked for, and what the records do not say. Everything may be missing.
 
     Attributes:
-        command: the command that made the benchmark.
-        commands: every command behind it, in order.
+        command: the command of the latest run in the folder.
+        commands: every command that added to the benchmark, the first one first; older files do not keep them.
         about: the environment: `versions` and whatever else is told; values may be nested.
         settings: values of the benchmark that hold for every arm.
         plan_values: every value of pretraining and fine-tuning that arms start from.
         datasets: dataset names asked for.
         budgets: label budgets asked for.
-        arms: arms asked for, with or without what is said of them.
+        arms: arms asked for, with or without their definitions.
         seeds: seeds asked for.
         pretraining: arm, or arm and target -> its pretraining.
-        leakage: what the leakage guard found.
+        leakage: arm with a weights file -> `dataset:case` that it has seen; empty = looked for and not found. An arm
+            that is not named was not looked at.
         transfer: dataset name -> arm -> `exact`, `adapted`, `fresh` -> number of tensors.
     """
 
@@ -119,19 +80,23 @@ class Facts:
     plan_values: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
-    arms: tuple[str, ...] | dict[str, ArmFacts] = ()
+    arms: tuple[str, ...] | dict[str, Arm] = ()
     seeds: tuple[int, ...] = ()
     pretraining: dict[str, Pretraining] = field(default_factory=dict)
-    leakage: tuple[Audit, ...] = ()
+    leakage: dict[str, tuple[str, ...]] = field(default_factory=dict)
     transfer: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
 
     __pydantic_config__ = LENIENT
 
     @property
-    def descriptions(self) -> dict[str, str]:
-        """Arm -> what is said of it, where something is."""
-        said = self.arms if isinstance(self.arms, dict) else {}
-        return {arm: facts.description for arm, facts in said.items() if facts.description}
+    def definitions(self) -> dict[str, Arm]:
+        """Arm -> its definition; empty where only names are known."""
+        return self.arms if isinstance(self.arms, dict) else {}
+
+    def source(self, arm: str) -> str:
+        """The arm that an arm's weights come from: itself, or the one that it takes them of."""
+        defined = self.definitions.get(arm)
+        return defined.weights_of if defined and defined.weights_of else arm
 
 
 def read_facts(folder: Path) -> Facts:
@@ -146,7 +111,7 @@ def read_facts(folder: Path) -> Facts:
     return replace(
         facts,
         pretraining=facts.pretraining or _pretrainings(folder),
-        leakage=facts.leakage or _leakage(folder, facts),
+        leakage=_leakage(folder),
         transfer=facts.transfer or _transfers(folder, facts),
     )
 
@@ -183,31 +148,9 @@ def _learned(weights: Path) -> dict[str, float]:
     return {name: round(value, 4) for name, value in last.items() if isfinite(value)}
 
 
-def _leakage(folder: Path, facts: Facts) -> tuple[Audit, ...]:
-    """The runner's audit: arm -> `dataset:case` of what overlaps, arms without an overlap left out."""
+def _leakage(folder: Path) -> dict[str, tuple[str, ...]]:
     path = folder / LEAKAGE_FILE
-    if not (path.is_file() and isinstance(facts.arms, dict)):
-        return ()
-    refused = parse(dict[str, tuple[str, ...]], read_json(path), path)
-    return tuple(
-        Audit(arm=name, dataset=dataset, overlap=cases, otherwise=_otherwise(arm))
-        for name, arm in facts.arms.items()
-        for dataset, cases in _by_dataset(refused.get(name, ())).items()
-    )
-
-
-def _by_dataset(overlap: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for entry in overlap:
-        dataset, _, case = entry.partition(":")
-        found[dataset] = (*found.get(dataset, ()), case)
-    return found or {"every target": ()}
-
-
-def _otherwise(arm: ArmFacts) -> str:
-    if arm.weights_file is not None:
-        return COMPARED
-    return KEPT_OUT if arm.pretrained_on != "none" or arm.weights_of is not None else NO_PRETRAINING
+    return parse(dict[str, tuple[str, ...]], read_json(path), path) if path.is_file() else {}
 
 
 def _transfers(folder: Path, facts: Facts) -> dict[str, dict[str, dict[str, int]]]:

@@ -8,9 +8,14 @@ from math import isfinite
 from typing import Any
 
 from hssl_nnunet.benchmark import statistics as st
+from hssl_nnunet.benchmark.pairing import patient_dice
 from hssl_nnunet.benchmark.records import RunRecord
+from hssl_nnunet.benchmark.report.audit import audits
+from hssl_nnunet.benchmark.report.commands import preparation
 from hssl_nnunet.benchmark.report.content import Content, not_run
+from hssl_nnunet.benchmark.report.lengths import pretrained, unequal
 from hssl_nnunet.benchmark.report.rivals import compared
+from hssl_nnunet.benchmark.report.training import against
 
 DIGITS = 6  # significant
 
@@ -22,19 +27,23 @@ def numbers(content: Content) -> dict[str, Any]:
         content: what was read from a benchmark's folder.
 
     Returns:
-        `asked` (what was asked for, versions, hardware), `runs` (one for each record, Dice in points by patient),
-        `comparisons`, `overall` and `mean_ranks` as `statistics.py` has them, `against_method` (other pretrained arms
-        minus the method), `pretraining` and `not_run`.
+        `asked` (what was asked for, definitions of the arms, commands, versions, hardware), `runs` (one for each
+        record, Dice in points by patient), `comparisons`, `overall` and `mean_ranks` as `statistics.py` has them,
+        `against_method` (other pretrained arms minus the method), `training` (curves against each baseline on shared
+        seeds, Dice in [0, 1]), `pretraining`, `pretrained` (its length), `unequal` (arms of another length), `leakage`
+        and `not_run`.
     """
     facts = content.facts
     asked = {
         "command": facts.command,
+        "commands": facts.commands,
+        "preparation": preparation(facts),
         "about": facts.about,
         "settings": facts.settings,
         "plan_values": facts.plan_values,
         "datasets": facts.datasets,
         "budgets": facts.budgets,
-        "arms": list(facts.arms),
+        "arms": facts.arms,
         "seeds": facts.seeds,
     }
     comparisons: Sequence[st.Comparison] = st.compare_all(content.records)
@@ -45,7 +54,17 @@ def numbers(content: Content) -> dict[str, Any]:
         "overall": st.overall(content.records),
         "mean_ranks": st.mean_ranks(content.records),
         "against_method": dict(zip(("comparisons", "overall"), compared(content.records), strict=True)),
+        "training": [
+            {"dataset_name": name, "budget": budget, "baseline": baseline, **asdict(one)}
+            for name in content.datasets
+            for budget in content.budgets(name)
+            for baseline in st.BASELINES
+            if (one := against(content, name, budget, baseline))
+        ],
         "pretraining": facts.pretraining,
+        "pretrained": pretrained(content),
+        "unequal": unequal(content),
+        "leakage": audits(content),
         "not_run": not_run(content),
     }
     plain: dict[str, Any] = _plain(found)
@@ -53,11 +72,11 @@ def numbers(content: Content) -> dict[str, Any]:
 
 
 def _run(record: RunRecord) -> dict[str, Any]:
-    dice = {patient: 100 * value for patient, value in sorted(st.patient_dice(record).items())}
+    dice = {patient: 100 * value for patient, value in sorted(patient_dice(record).items())}
     names = ("dataset_name", "budget", "arm", "seed", "num_epochs", "num_iterations_per_epoch")
     costs = ("train_s", "peak_gib", "peak_gpu_gib")
     return {
-        **{name: getattr(record, name) for name in (*names, *costs)},
+        **{name: getattr(record, name) for name in (*names, *costs, "device", "leakage")},
         "weights_sha256": record.weights_sha256,
         "training_cases": len(record.training_cases),
         "dice": sum(dice.values()) / len(dice) if dice else None,

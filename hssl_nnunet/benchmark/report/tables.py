@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from hssl_nnunet.benchmark import statistics as st
@@ -21,6 +21,9 @@ class Difference:
     Attributes:
         value: difference in Dice points.
         interval: its 95 % interval.
+        alone: whether the interval, or that of a dataset in it, is over patients alone: one shared seed.
+        basis: number of shared seeds; `4 / 3`, of datasets and seeds, where they are pooled.
+        equal_length: whether both were fine-tuned for as many steps.
         p: p after Holm; empty where there is none.
         established: `gain`, `loss` or empty.
         tally: wins, ties and losses, as `3 / 1 / 0`; empty on a single dataset.
@@ -28,6 +31,9 @@ class Difference:
 
     value: str
     interval: str
+    alone: bool
+    basis: str
+    equal_length: bool
     p: str = ""
     established: str = ""
     tally: str = ""
@@ -40,13 +46,13 @@ class Row:
     Attributes:
         arm: its name.
         score: Dice with its spread between seeds, or the mean rank where datasets are pooled.
-        basis: number of seeds, or of datasets.
+        seeds: number of its own seeds; empty where datasets are pooled.
         differences: one for each baseline; None where there is no comparison.
     """
 
     arm: str
     score: str
-    basis: str
+    seeds: str
     differences: tuple[Difference | None, ...]
 
 
@@ -86,7 +92,7 @@ def _row(spread: st.SeedSpread, compared: Sequence[st.Comparison | None]) -> Row
     return Row(
         arm=spread.arm,
         score=wording.spread(spread.mean, spread.sd),
-        basis=str(len(spread.seeds)),
+        seeds=str(len(spread.seeds)),
         differences=tuple(_difference(c) if c else None for c in compared),
     )
 
@@ -95,7 +101,13 @@ def _difference(c: st.Comparison) -> Difference:
     established = ("gain" if c.difference > 0 else "loss") if c.finding else ""
     ends = wording.interval(c.low, c.high)
     return Difference(
-        value=wording.signed(c.difference), interval=ends, p=wording.p_value(c.p_holm), established=established
+        value=wording.signed(c.difference),
+        interval=ends,
+        alone=len(c.seeds) == 1,
+        basis=str(len(c.seeds)),
+        equal_length=c.equal_length,
+        p=wording.p_value(c.p_holm),
+        established=established,
     )
 
 
@@ -107,15 +119,15 @@ def _basis(content: Content, dataset_name: str, budget: str) -> str:
 
 def labelled(records: Sequence[RunRecord]) -> str:
     """`9 labelled cases`; a range where seeds differ."""
-    counts = sorted({len(r.training_cases) for r in records})
-    if len(counts) == 1:
-        return wording.count(counts[0], "labelled case")
-    return f"{counts[0]} to {counts[-1]} labelled cases"
+    return wording.span((len(r.training_cases) for r in records), "labelled case")
 
 
 def pooled(content: Content, overall: Sequence[st.Overall], comparisons: Sequence[st.Comparison]) -> list[Group]:
-    """Budget -> each arm's mean rank and its differences to the baselines, averaged over datasets."""
-    ranks = st.mean_ranks(content.records)
+    """Budget -> each arm's mean rank and its differences to the baselines, averaged over datasets.
+
+    The heading says what the ranks stand on; each difference stands on the datasets and seeds that its arms share.
+    """
+    rankings = st.mean_ranks(content.records)
     by_key = {(o.budget, o.arm, o.baseline): o for o in overall}
     groups = []
     for budget in content.budgets():
@@ -123,11 +135,12 @@ def pooled(content: Content, overall: Sequence[st.Overall], comparisons: Sequenc
         rows = []
         for arm in content.arms:
             found = [by_key.get((budget, arm, baseline)) for baseline in st.BASELINES]
-            rank = ranks.get(budget, {}).get(arm)
+            rank = ranking.ranks.get(arm) if (ranking := rankings.get(budget)) else None
             if any(found) or rank is not None:
                 rows.append(_pooled_row(arm, rank, found, tallies))
         if rows:
-            groups.append(Group(title=budget, note="", rows=tuple(rows)))
+            note = f"ranks over {wording.basis(rankings[budget].seeds)}" if budget in rankings else "no ranks"
+            groups.append(Group(title=budget, note=note, rows=tuple(rows)))
     return groups
 
 
@@ -137,11 +150,10 @@ def _pooled_row(
     found: Sequence[st.Overall | None],
     tallies: Mapping[tuple[str, str], tuple[int, int, int]],
 ) -> Row:
-    datasets = sorted({len(o.datasets) for o in found if o})
     return Row(
         arm=arm,
         score=wording.NOTHING if rank is None else f"{rank:.1f}",
-        basis=" / ".join(map(str, datasets)) or wording.NOTHING,
+        seeds="",
         differences=tuple(_pooled_difference(o, tallies) if o else None for o in found),
     )
 
@@ -149,91 +161,13 @@ def _pooled_row(
 def _pooled_difference(o: st.Overall, tallies: Mapping[tuple[str, str], tuple[int, int, int]]) -> Difference:
     ends = wording.interval(o.low, o.high)
     return Difference(
-        value=wording.signed(o.difference), interval=ends, tally=" / ".join(map(str, tallies[o.arm, o.baseline]))
+        value=wording.signed(o.difference),
+        interval=ends,
+        alone=min(map(len, o.seeds)) == 1,
+        basis=f"{len(o.datasets)} / {wording.numbers(map(len, o.seeds))}",
+        equal_length=o.equal_length,
+        tally=" / ".join(map(str, tallies[o.arm, o.baseline])),
     )
-
-
-def reaches(content: Content, baseline: str) -> list[Group]:
-    """Dataset -> for each budget: epochs that each arm needs to reach the baseline's final Dice."""
-    groups = []
-    for dataset_name in content.datasets:
-        rows = []
-        for budget in content.budgets(dataset_name):
-            if any(r.epochs for r in content.of(dataset_name, budget, baseline)):
-                cells = [_reach(content, dataset_name, budget, arm, baseline) for arm in content.arms]
-                rows.append((budget, tuple(cells)))
-        if rows:
-            groups.append(Group(title=dataset_name, note="", rows=tuple(rows)))
-    return groups
-
-
-def _reach(content: Content, dataset_name: str, budget: str, arm: str, baseline: str) -> str:
-    if not any(r.epochs for r in content.of(dataset_name, budget, arm)):
-        return wording.NOTHING
-    reach = st.epochs_to_reach(content.records, dataset_name, budget, arm, baseline)
-    return f"{reach.epoch} ({100 * reach.share:.0f} %)" if reach else "not reached"
-
-
-def costs(content: Content) -> list[Group]:
-    """Dataset -> (arm, runs, time of a run, time of an iteration, peak memory), over all budgets and seeds."""
-    groups = []
-    for dataset_name in content.datasets:
-        rows = []
-        for arm in content.arms:
-            records = [r for r in content.records if (r.dataset_name, r.arm) == (dataset_name, arm)]
-            if records:
-                rows.append((arm, *_cost(records)))
-        groups.append(Group(title=dataset_name, note="", rows=tuple(rows)))
-    return groups
-
-
-def _cost(records: Sequence[RunRecord]) -> tuple[str, str, str, str]:
-    iterations = sum(r.num_epochs * r.num_iterations_per_epoch for r in records)
-    step_s = sum(r.train_s for r in records) / iterations if iterations else float("nan")
-    gpu = [r.peak_gpu_gib for r in records if r.peak_gpu_gib is not None]
-    return (
-        str(len(records)),
-        wording.duration(fmean(r.train_s for r in records)),
-        f"{step_s:.2f} s" if step_s >= 1 else f"{1000 * step_s:.0f} ms",
-        f"{max(r.peak_gib for r in records):.1f} GiB" + (f", GPU {max(gpu):.1f} GiB" if gpu else ""),
-    )
-
-
-def pretrainings(content: Content) -> list[tuple[str, str, str, str]]:
-    """(arm, time, weights file, its SHA-256); what was not told comes from the records that began with the weights."""
-    rows = []
-    for name, run in content.facts.pretraining.items():
-        used = {
-            r.weights_sha256
-            for r in content.records
-            if r.weights_sha256 and name in (r.arm, f"{r.arm}, {r.dataset_name}")
-        }
-        sha256 = run.sha256 or ", ".join(sorted(used))
-        rows.append((name, wording.duration(run.seconds), run.weights or wording.NOTHING, sha256 or wording.NOTHING))
-    return rows
-
-
-# column -> what is shown of it: a term on held-out images, or a probe of the embedding
-LEARNED = {
-    "image": "val_image",
-    "domain": "val_task",
-    "group": "val_group",
-    "reconstruction": "val_reconstruction",
-    "domain told": "domain_accuracy",
-    "by intensity and size alone": "domain_floor",
-    "effective rank": "effective_rank",
-    "image found again": "image_accuracy",
-    "by chance": "image_floor",
-}
-
-
-def learned(content: Content) -> list[tuple[str, ...]]:
-    """Arm, then the columns of `LEARNED`, of every pretraining that has told something."""
-    return [
-        (name, *(f"{run.learned[key]:.3g}" if key in run.learned else wording.NOTHING for key in LEARNED.values()))
-        for name, run in content.facts.pretraining.items()
-        if run.learned
-    ]
 
 
 def transfers(content: Content) -> list[Group]:
@@ -246,6 +180,13 @@ def transfers(content: Content) -> list[Group]:
         )
         for dataset_name, arms in content.facts.transfer.items()
     ]
+
+
+def devices(content: Content) -> str:
+    """How many runs ran on which device, as their records say; empty where none does."""
+    counts = Counter(r.device for r in content.records)
+    named = [f"{device or 'not recorded'}: {wording.count(n, 'run')}" for device, n in sorted(counts.items())[::-1]]
+    return "; ".join(named) if any(counts) else ""
 
 
 def environment(about: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

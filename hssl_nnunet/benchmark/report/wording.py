@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 
+from hssl_nnunet.benchmark.convergence import Curves
 from hssl_nnunet.benchmark.statistics import BASELINES, SEEDS_OF_A_FINDING, Comparison, Overall
 
 METHOD = "hssl"
 NAMES = {"vanilla": "vanilla nnU-Net", "scratch": "scratch (the same schedule without weights)"}
 NOTHING = "\N{EN DASH}"
+ALONE, UNEQUAL = " †", " ≠"  # marks of an interval over patients alone, and of unequal length
 LEVEL = "95\N{NO-BREAK SPACE}% interval"
 
 
 def points(value: float) -> str:
-    """Dice points: `72.3`, `−0.4`; a dash for nan."""
+    """Dice points: `72.3`, `−0.4`, `−0.0` just below zero; a dash for nan."""
     if isnan(value):
         return NOTHING
-    text = f"{value:.1f}"
-    return "0.0" if text == "-0.0" else text.replace("-", "\N{MINUS SIGN}")
+    return f"{value or 0.0:.1f}".replace("-", "\N{MINUS SIGN}")  # -0.0 is zero
 
 
 def signed(value: float) -> str:
-    """A difference: `+3.2`, `−0.4`, `0.0`."""
-    text = points(value)
-    return f"+{text}" if value > 0 and text != "0.0" else text
+    """A difference: `+3.2`, `−0.4`, `+0.0` just above zero, `0.0` for none."""
+    return f"+{points(value)}" if value > 0 else points(value)
 
 
 def interval(low: float, high: float) -> str:
@@ -54,22 +54,46 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def answers(overall: Sequence[Overall], comparisons: Sequence[Comparison], budgets: Sequence[str]) -> list[str]:
+def seeds(counts: Iterable[int]) -> str:
+    """`3 seeds`; `1 to 3 seeds` where datasets differ."""
+    return span(counts, "seed")
+
+
+def span(counts: Iterable[int], thing: str) -> str:
+    """`9 labelled cases`; `9 to 12 labelled cases` where they differ."""
+    found = sorted(set(counts))
+    return count(found[0], thing) if len(found) == 1 else f"{numbers(found)} {thing}s"
+
+
+def numbers(counts: Iterable[int]) -> str:
+    """`3`; `1 to 3` where they differ."""
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def basis(of_datasets: Sequence[Sequence[int]]) -> str:
+    """`3 datasets, 1 to 3 seeds`, of the seeds of each dataset."""
+    return f"{count(len(of_datasets), 'dataset')}, {seeds(map(len, of_datasets))}"
+
+
+def answers(overall: Sequence[Overall], budgets: Sequence[str], training: Mapping[str, Sequence[Curves]]) -> list[str]:
     """A sentence for each budget where the method was compared: whether it beats the baselines, and by how much.
 
     It beats or loses only where the interval over all datasets lies on one side of 0, with `SEEDS_OF_A_FINDING` seeds.
 
     Args:
         overall: of the statistics.
-        comparisons: of the statistics.
         budgets: label budgets, the smallest first.
+        training: budget -> curves of each dataset that has the method's and the first baseline's.
     """
     found = {budget: [o for o in overall if (o.budget, o.arm) == (budget, METHOD)] for budget in budgets}
     sentences = []
     for budget in (b for b in budgets if found[b]):
-        clauses = [_clause(o, [c for c in comparisons if _same(c, o)]) for o in found[budget]]
-        compared = {o.baseline for o in found[budget]}
+        clauses = [_clause(o) for o in found[budget]]
+        compared = {o.baseline: o for o in found[budget]}
         clauses += [f"has not been compared with {NAMES[b]}" for b in BASELINES if b not in compared]
+        if BASELINES[0] in compared and compared[BASELINES[0]].equal_length:
+            clauses += _reached(training.get(budget, ()))
         where = (
             f"With {budget} of the labels" if budget.endswith("%") else f"With {count(int(budget), 'labelled case')}"
         )
@@ -77,24 +101,42 @@ def answers(overall: Sequence[Overall], comparisons: Sequence[Comparison], budge
     return sentences or [f"No run of {METHOD} can be compared with {' or '.join(BASELINES)} yet: there is no answer."]
 
 
-def _same(c: Comparison, o: Overall) -> bool:
-    return (c.budget, c.arm, c.baseline) == (o.budget, o.arm, o.baseline)
-
-
-def _clause(one: Overall, paired: Sequence[Comparison]) -> str:
-    name, counts = NAMES[one.baseline], sorted({len(c.seeds) for c in paired})
-    seeds = counts[0]
-    told = count(seeds, "seed") if len(counts) == 1 else f"{seeds} to {counts[-1]} seeds"
-    basis = f"{count(len(one.datasets), 'dataset')}, {told}"
-    if seeds >= SEEDS_OF_A_FINDING and one.low > 0:
-        return f"beats {name} by {points(one.difference)} Dice points ({LEVEL} {_ends(one)}; {basis})"
-    if seeds >= SEEDS_OF_A_FINDING and one.high < 0:
+def _clause(one: Overall) -> str:
+    name, fewest = NAMES[one.baseline], min(map(len, one.seeds))
+    told = f"; {basis(one.seeds)}"
+    alone = " over patients alone" if max(map(len, one.seeds)) == 1 else ""
+    fair = one.equal_length and fewest >= SEEDS_OF_A_FINDING
+    if fair and one.low > 0:
+        return f"beats {name} by {points(one.difference)} Dice points ({LEVEL} {_ends(one)}{told})"
+    if fair and one.high < 0:
         ends = interval(-one.high, -one.low)
-        return f"loses to {name} by {points(-one.difference)} Dice points ({LEVEL} {ends}; {basis})"
+        return f"loses to {name} by {points(-one.difference)} Dice points ({LEVEL} {ends}{told})"
+    few = ", too few to establish one" if fewest < SEEDS_OF_A_FINDING else ""
+    other = "" if one.equal_length else "; fine-tuned for another number of steps, which establishes nothing"
     return (
         f"shows no established difference to {name}: {signed(one.difference)} Dice points "
-        f"({LEVEL} {_ends(one)}; {basis}{', too few to establish one' if seeds < SEEDS_OF_A_FINDING else ''})"
+        f"({LEVEL}{alone} {_ends(one)}{told}{few}{other})"
     )
+
+
+def _reached(training: Sequence[Curves]) -> list[str]:
+    """After how much of its training the method has the first baseline's final Dice."""
+    if not training:
+        return []
+    baseline = BASELINES[0]
+    ours, own = ([c.reach(arm, baseline) for c in training] for arm in (METHOD, baseline))
+    shares = [r.share for r in ours if r]
+    itself = f"{baseline} itself first {_shares([r.share for r in own if r])}"
+    told = f"{seeds(len(c.seeds) for c in training)}; {itself}"
+    of = f"of {count(len(training), 'dataset')}"
+    if not shares:
+        return [f"does not reach the final Dice of {NAMES[baseline]} along its training on any {of} ({told})"]
+    return [f"reaches the final Dice of {NAMES[baseline]} {_shares(shares)} on {len(shares)} {of} ({told})"]
+
+
+def _shares(shares: Sequence[float]) -> str:
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"after {low if low == high else f'{low} to {high}'}\N{NO-BREAK SPACE}% of the epochs"
 
 
 def _ends(one: Overall) -> str:

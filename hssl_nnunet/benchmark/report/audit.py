@@ -1,0 +1,85 @@
+"""The leakage audit: of each arm, what a file of the benchmark shows to have been compared, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hssl_nnunet.benchmark.records import RunRecord
+from hssl_nnunet.benchmark.report.content import Content
+from hssl_nnunet.benchmark.report.wording import count
+
+EVERY_TARGET = "every target"
+NOTHING = "nothing to leak: it starts from no weights"
+NOT_RECORDED = "the comparison before each run is not recorded"
+BY_CONSTRUCTION = f"test patients are left out of the corpus by construction; {NOT_RECORDED}"
+FILE_COMPARED = f"its weights file was compared with every test set once, nothing found; {NOT_RECORDED}"
+NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """One line of the audit.
+
+    Attributes:
+        arm: the arm.
+        dataset: the target, or `EVERY_TARGET`.
+        told: what was found, or what was done.
+        refused: whether `told` names test cases that its weights have seen.
+    """
+
+    arm: str
+    dataset: str
+    told: str
+    refused: bool = False
+
+
+def audits(content: Content) -> list[Audit]:
+    """Of every arm that was asked for or has a run, one line, or one for each target."""
+    arms = dict.fromkeys((*content.facts.arms, *content.arms))
+    return [audit for arm in arms for audit in (_refused(content, arm) or _compared(content, arm))]
+
+
+def _refused(content: Content, arm: str) -> list[Audit]:
+    cases: dict[str, list[str]] = {}
+    for entry in content.facts.leakage.get(arm, ()):
+        dataset, _, case = entry.partition(":")
+        cases.setdefault(dataset, []).append(case)
+    return [Audit(arm=arm, dataset=name, told=", ".join(seen), refused=True) for name, seen in cases.items()]
+
+
+def _compared(content: Content, arm: str) -> list[Audit]:
+    records = [r for r in content.records if r.arm == arm]
+    otherwise = _otherwise(content, arm, any(r.weights_sha256 for r in records))
+    told = {
+        name: _told([r for r in records if r.dataset_name == name], otherwise)
+        for name in content.datasets
+        if any(r.dataset_name == name for r in records)
+    }
+    if len(set(told.values())) < 2:
+        return [Audit(arm=arm, dataset=EVERY_TARGET, told=next(iter(told.values()), otherwise))]
+    return [Audit(arm=arm, dataset=name, told=said) for name, said in told.items()]
+
+
+def _told(records: Sequence[RunRecord], otherwise: str) -> str:
+    """Of the runs of an arm on a target: what their records say was compared, and of the rest what else is known."""
+    checks = [r.leakage for r in records if r.leakage is not None]
+    found = [
+        f"names, contents and patients compared before {checks.count(check)} of {count(len(records), 'run')}, nothing "
+        f"found: {count(check.images, 'image')} of the weights with {count(check.test_cases, 'test case')}"
+        for check in dict.fromkeys(checks)
+    ]
+    if len(checks) < len(records):
+        found.append(f"the other {count(len(records) - len(checks), 'run')}: {otherwise}" if found else otherwise)
+    return "; ".join(found)
+
+
+def _otherwise(content: Content, arm: str, has_weights: bool) -> str:
+    """What is known without the records' own word."""
+    source = content.facts.source(arm)
+    defined = content.facts.definitions.get(source)
+    if defined is not None and defined.weights_file is not None:
+        return FILE_COMPARED if {arm, source} & content.facts.leakage.keys() else NOT_CHECKED
+    if defined is not None and defined.pretrained_on != "none":
+        return BY_CONSTRUCTION
+    return NOT_CHECKED if has_weights else NOTHING
