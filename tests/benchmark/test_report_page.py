@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from html import escape
+from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_benchmark import ARMS, EVIL_ARM, EVIL_DATASET, SECTIONS, Page
@@ -17,15 +18,40 @@ from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.drawing import CSS_COLOURS, arm_styles
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CONTROL = '<img src="data:image/png;base64,AAAA"><p style="width:900px">A page with every mistake.</p>'
-PROBE = """<!doctype html><iframe id="phone" width="375" height="800" srcdoc="{page}"></iframe>
-<iframe id="control" width="375" height="800" srcdoc="{control}"></iframe>
+# the page in a frame as wide as a phone, or as A4 less its margins, beside a page with every mistake
+PROBE = """<!doctype html><iframe id="page" width="{width}" height="800" srcdoc="{page}"></iframe>
+<iframe id="control" width="{width}" height="800" srcdoc="{control}"></iframe>
 <p id="found"></p><script>onload = () => {{
   const look = (id) => {{ const d = document.getElementById(id).contentDocument;
-    return [d.images.length, [...d.images].filter(i => !i.naturalWidth).length, d.documentElement.scrollWidth,
-            [...d.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().height < 100).length]; }};
-  document.getElementById("found").textContent = JSON.stringify([look("phone"), look("control")]);
+    const css = (e) => d.defaultView.getComputedStyle(e);
+    const all = (what) => [...d.querySelectorAll(what)];
+    return {{ images: d.images.length, broken: [...d.images].filter(i => !i.naturalWidth).length,
+      width: d.documentElement.scrollWidth,
+      widest: Math.max(...all("body *").map(e => e.getBoundingClientRect().right)),
+      flat: all("figure svg").filter(s => s.getBoundingClientRect().height < 100).length,
+      hidden: all("section").filter(s => s.getBoundingClientRect().height < 20).map(s => s.id),
+      paper: css(d.body).backgroundColor,
+      inks: all("p, td, th, li, dd, code, h1, h2, a, figcaption").map(e => css(e).color) }}; }};
+  document.getElementById("found").textContent = JSON.stringify([look("page"), look("control")]);
   console.error("the probe ran"); }}</script>"""
+CONTROL = """<img src="data:image/png;base64,AAAA"><section id="gone" style="display:none">A section.</section>
+<p style="width:900px;color:#222">A page with every mistake.</p>"""
+
+
+def probed(text: str, folder: Path, width: int, *flags: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a browser sees of the page and of the control; it complains about nothing."""
+    probe = folder / "probe.html"
+    probe.write_text(PROBE.format(page=escape(text), control=escape(CONTROL), width=width), encoding="utf-8")
+    common = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    more = "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr --dump-dom"
+    command = [str(CHROMIUM), *common.split(), *more.split(), f"--user-data-dir={folder / 'profile'}", *flags]
+    done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<p id="found">(.*?)</p>', done.stdout)
+    assert found, done.stderr[-2000:]
+    said = re.findall(r":CONSOLE[:(].*", done.stderr)
+    assert len(said) == 1 and "the probe ran" in said[0], said
+    page, control = json.loads(unescape(found[1]))
+    return page, control
 
 
 def test_the_page_has_its_sections_in_order_and_every_text_alternative(page: Page) -> None:
@@ -103,20 +129,44 @@ def test_text_and_arms_stand_out_in_light_and_dark(text: str) -> None:
             assert contrast(arm_styles(ARMS)[arm].colour, scheme["paper"]) >= 3
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+@needs_browser
 def test_a_browser_shows_the_page_on_a_phone(text: str, tmp_path: Path) -> None:
-    (tmp_path / "probe.html").write_text(PROBE.format(page=escape(text), control=escape(CONTROL)), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    more = "--disable-component-update --disable-sync --disable-dev-shm-usage --enable-logging=stderr --dump-dom"
-    command = [str(CHROMIUM), *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run(
-        [*command, (tmp_path / "probe.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    found = re.search(r'<p id="found">(.*?)</p>', done.stdout)
-    assert found, done.stderr[-2000:]
-    (images, broken, width, flat), control = json.loads(found[1])
-    assert (images, broken, flat) == (5, 0, 0)
-    assert width <= 375
-    assert control[:2] == [1, 1] and control[2] >= 900  # what the probe would see on a bad page
-    said = re.findall(r":CONSOLE[:(].*", done.stderr)
-    assert len(said) == 1 and "the probe ran" in said[0], said
+    page, control = probed(text, tmp_path, 375)
+    assert (page["images"], page["broken"], page["flat"], page["hidden"]) == (5, 0, 0, [])
+    assert page["width"] <= 375
+    # what the probe would see on a bad page
+    assert (control["images"], control["broken"], control["hidden"]) == (1, 1, ["gone"]) and control["width"] >= 900
+
+
+def hexadecimal(rgb: str) -> str:
+    """`#rrggbb` of a computed `rgb(r, g, b)`."""
+    return "#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", rgb)[:3])
+
+
+@needs_browser
+@pytest.mark.parametrize(("scheme", "dark"), [(0, True), (1, False)])
+def test_a_browser_shows_readable_text_in_both_schemes(text: str, tmp_path: Path, scheme: int, dark: bool) -> None:
+    page, control = probed(text, tmp_path, 1200, f"--blink-settings=preferredColorScheme={scheme}")
+    paper = hexadecimal(page["paper"])
+    assert (luminance(paper) < 0.05) == dark
+    assert len(page["inks"]) > 200 and min(contrast(hexadecimal(ink), paper) for ink in set(page["inks"])) >= 4.5
+    dimmest = min(contrast(hexadecimal(ink), paper) for ink in control["inks"])
+    assert (dimmest < 4.5) == dark  # dark ink on dark paper would be seen
+
+
+def as_printed(text: str) -> str:
+    """The page with its rules for print in force and those for a screen not; no flag of the browser does that."""
+    assert text.count("@media print {") == 1 and text.count("@media screen and") == 2 == text.count("@media screen")
+    return text.replace("@media print {", "@media all {").replace("@media screen and", "@media speech and")
+
+
+@needs_browser
+def test_a_browser_prints_every_section_within_the_page(text: str, tmp_path: Path) -> None:
+    page, control = probed(as_printed(text), tmp_path, 718, "--blink-settings=preferredColorScheme=0")
+    assert hexadecimal(page["paper"]) == "#ffffff"  # a dark screen does not print dark
+    assert (page["hidden"], page["broken"], page["flat"]) == ([], 0, 0)
+    assert page["widest"] <= 718
+    assert control["widest"] > 718 and control["hidden"] == ["gone"]

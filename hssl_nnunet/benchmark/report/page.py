@@ -82,7 +82,6 @@ def _values(content: Content) -> dict[str, Any]:
         "results": tables.results(content, comparisons),
         "pooled": tables.pooled(content, overall, comparisons),
         "rivals": rivals.rivals(content),
-        "rival_columns": rivals.columns(content),
         "missing": not_run(content),
         "grid_unknown": [k for k in ("datasets", "budgets", "arms", "seeds") if not getattr(content.facts, k)],
         "reaches": {b: rows for b in st.BASELINES if (rows := training.reaches(content, b))},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import product
 
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.pairing import Runs
@@ -10,9 +10,11 @@ from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import Content
 from hssl_nnunet.benchmark.report.tables import Group
 
+ALL = "all datasets"
+
 
 def rivals(content: Content) -> list[Group]:
-    """Budget -> (arm, method minus arm over all datasets, the same on each); baselines have tables of their own.
+    """Arm and budget -> (where, method minus arm, interval, shared seeds); baselines have tables of their own.
 
     Over all datasets stands only what was run on every one of them.
     """
@@ -20,14 +22,15 @@ def rivals(content: Content) -> list[Group]:
     per_dataset = {(c.budget, c.arm, c.dataset_name): c for c in comparisons}
     over_all = {(o.budget, o.arm): o for o in overall}
     groups = []
-    for budget in content.budgets():
-        rows = []
-        for arm in content.arms:
-            if found := over_all.get((budget, arm)):
-                each = [per_dataset.get((budget, arm, name)) for name in content.datasets]
-                rows.append((arm, _cell(found) if all(each) else (wording.NOTHING, ""), *map(_cell, each)))
-        if rows:
-            groups.append(Group(title=budget, note="", rows=tuple(rows)))
+    for budget, arm in product(content.budgets(), content.arms):
+        where: dict[str, st.Comparison | st.Overall] = {
+            name: c for name in content.datasets if (c := per_dataset.get((budget, arm, name)))
+        }
+        if len(where) == len(content.datasets):
+            where = {ALL: over_all[budget, arm], **where}
+        if where:
+            rows = tuple((name, *_cells(found)) for name, found in where.items())
+            groups.append(Group(title=arm, note=budget, rows=rows))
     return groups
 
 
@@ -37,17 +40,9 @@ def compared(records: Runs) -> tuple[list[st.Comparison], list[st.Overall]]:
     return st.compare_all(arms, [wording.METHOD]), st.overall(arms, [wording.METHOD])
 
 
-def _cell(found: st.Comparison | st.Overall | None) -> tuple[str, str]:
-    """The difference, and what it stands on."""
-    if found is None:
-        return wording.NOTHING, ""
+def _cells(found: st.Comparison | st.Overall) -> tuple[str, str, str]:
     low, high = sorted((-found.low, -found.high))
     counts = [len(found.seeds)] if isinstance(found, st.Comparison) else list(map(len, found.seeds))
-    marks = f"{wording.ALONE if min(counts) == 1 else ''}{'' if found.equal_length else wording.UNEQUAL}"
-    ends = f"{wording.interval(low, high)}{marks}"
-    return wording.signed(-found.difference), f"({ends}; {wording.seeds(counts)})"
-
-
-def columns(content: Content) -> Sequence[str]:
-    """Names of the columns after the arm's."""
-    return ["all datasets", *content.datasets]
+    alone = wording.ALONE if min(counts) == 1 else ""
+    value = f"{wording.signed(-found.difference)}{'' if found.equal_length else wording.UNEQUAL}"
+    return value, f"{wording.interval(low, high)}{alone}", wording.numbers(counts)
