@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hssl_nnunet.launch import PRETRAIN_TRAINER
+from hssl_nnunet.launch import PRETRAIN_TRAINER, trainers_found_at_once
 from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.versions import cpu_model, versions
 
@@ -55,7 +55,8 @@ def pretrainer(corpus: str, plans: str, device: torch.device) -> Any:
     from nnunetv2.run.run_training import get_trainer_from_args
 
     as_in_training()
-    return get_trainer_from_args(dataset_name(corpus), "3d_fullres", "all", PRETRAIN_TRAINER, plans, device=device)
+    with trainers_found_at_once():
+        return get_trainer_from_args(dataset_name(corpus), "3d_fullres", "all", PRETRAIN_TRAINER, plans, device=device)
 
 
 def as_in_training() -> None:

@@ -3,9 +3,10 @@
     python benchmarks/corpus_scale.py [--images 1000 10000 100000] [--label now] [--out .../corpus_scale.json]
 
 For each number a process of its own reads a generated manifest, holds patients out, builds the trainer on a tiny
-topology and reads its first batch, as `hssl pretrain` does. Many rows point to one of a few files of tiny voxels, so
-that the disk is not what is measured. Memory is the peak until that batch; the part that torch and nnU-Net need
-with an almost empty corpus is told apart by a run with ten images. Every number is the median of a few processes.
+topology, reads its first batch and takes the first step, as `hssl pretrain` does. Every row has a name of its own for
+one of a few files of tiny voxels, so that the disk is not what is measured. Memory is the peak until that step, and
+until the weights are written; the part that torch and nnU-Net need with an almost empty corpus is told apart by a run
+with ten images. Every number is the median of a few processes, beside the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import numpy as np
 from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan, to_json
-from hssl_nnunet.versions import cpu_model, versions
 
 CORPUS, PLANS, IDENTIFIER = "Dataset900_Scale", "nnUNetCPUPlans", "nnUNetCPUPlans_3d_fullres"
 DOMAINS = ("Dataset001_A", "Dataset002_B", "Dataset003_C")
@@ -44,17 +44,24 @@ def main() -> None:
     if args.child:
         print(json.dumps(start(args.child)))
         return
+    import torch  # not in the child, which measures its own import
+    from common import about
+
     runs = [median_of([measured(count) for _ in range(args.repeats)]) for count in (EMPTY, *args.images)]
     for run in runs[1:]:
         run["peak_gib_above_empty"] = round(run["peak_gib"] - runs[0]["peak_gib"], 3)
     known = read_json(args.out) if args.out.is_file() else {}
     command = f"python benchmarks/corpus_scale.py --images {' '.join(map(str, args.images))} --label {args.label}"
-    measured_now = {"command": command, "cpu": cpu_model(), "versions": versions(), "runs": runs}
+    measured_now = {"command": command, **about(torch.device("cpu"), torch.get_num_threads()), "runs": runs}
     write_json(args.out, {**known, args.label: measured_now})
 
 
 def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]} | {"processes": len(runs)}
+    from common import spread
+
+    middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    spreads = {key: spread([run[key] for run in runs]) for key in ("start_s", "peak_gib", "draw_of_a_step_us")}
+    return {**middle, "processes": len(runs), "spread": spreads}
 
 
 def measured(count: int) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def start(count: int) -> dict[str, Any]:
     """What `hssl pretrain` does before its first step, stage by stage."""
     seconds: dict[str, float] = {}
     with timed(seconds, "import"):
-        from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment
+        from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment, trainers_found_at_once
 
         set_environment()
         from nnunetv2.run.run_training import get_trainer_from_args
@@ -93,13 +100,18 @@ def start(count: int) -> dict[str, Any]:
         import torch
 
         device = torch.device("cpu")
-        trainer = get_trainer_from_args(CORPUS, "3d_fullres", "all", PRETRAIN_TRAINER, PLANS, device=device)
+        with trainers_found_at_once():
+            trainer = get_trainer_from_args(CORPUS, "3d_fullres", "all", PRETRAIN_TRAINER, PLANS, device=device)
         trainer.initialize()  # reads the manifest
     with timed(seconds, "split_and_sampler"):
-        training, _ = trainer.get_dataloaders()
+        trainer.on_train_start()
+        training = trainer.dataloader_train
     with timed(seconds, "first_batch"):
-        next(training)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        batch = next(training)
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(batch)
+    peak = peak_gib()
     ready = time.perf_counter()
     for step in range(10**6, 10**6 + STEPS):  # a step far ahead costs what the first one does
         training.sampler.step(step)
@@ -114,7 +126,12 @@ def start(count: int) -> dict[str, Any]:
         **{f"{name}_s": round(value, 3) for name, value in seconds.items()},
         "draw_of_a_step_us": round(1e6 * draw, 1),
         "peak_gib": round(peak, 3),
+        "peak_gib_at_the_end": round(peak_gib(), 3),
     }
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 @contextmanager
@@ -133,6 +150,8 @@ def write_corpus(preprocessed: Path, count: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             voxels = np.random.default_rng(index).normal(size=(1, EDGE, EDGE, EDGE)).astype(np.float32)
             blosc2.asarray(voxels, urlpath=str(path))
+            for copy in range(index, counts[DOMAINS.index(name)], FILES):
+                (path.parent / f"{case_of(copy)}.b2nd").symlink_to(path)
     folder = preprocessed / CORPUS
     folder.mkdir()
     write_manifest(folder / "manifest.csv", (row(d, i) for d, n in enumerate(counts) for i in range(n)))
@@ -149,6 +168,7 @@ def write_corpus(preprocessed: Path, count: int) -> None:
     }
     dataset = {"channel_names": {"0": "image"}, "labels": {"background": 0, "image": 1}, "file_ending": ".nii.gz"}
     write_json(folder / f"{PLANS}.json", plans)
+    write_json(folder / "dataset_fingerprint.json", {})  # nnU-Net copies it
     write_json(folder / "dataset.json", {**dataset, "numTraining": count})
 
 
@@ -174,17 +194,20 @@ def row(domain: int, index: int) -> ImageRow:
     return ImageRow(
         domain=domain,
         dataset_name=DOMAINS[domain],
-        case=f"patient_{index // 2:06d}_visit_{index % 2}",
+        case=case_of(index),
         channel=0,
         patient=f"{DOMAINS[domain]}_patient_{index // 2:06d}",
         labelled=False,
-        file=f"/data/raw/{DOMAINS[domain]}/imagesTr/patient_{index // 2:06d}_visit_{index % 2}_0000.nii.gz",
-        preprocessed=file_of(DOMAINS[domain], index % FILES),
+        preprocessed=f"{DOMAINS[domain]}/{IDENTIFIER}/{case_of(index)}.b2nd",
         content_hash=f"{domain:02x}{index:030x}",
         spacing_mm=(1.0, 0.7, 0.7),
         shape=(128, 320, 320),
         groups=("a", "MR"),
     )
+
+
+def case_of(index: int) -> str:
+    return f"patient_{index // 2:06d}_visit_{index % 2}"
 
 
 def file_of(name: str, index: int) -> str:

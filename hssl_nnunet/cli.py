@@ -329,6 +329,19 @@ app.add_typer(slurm_app, name="slurm")
 BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)]
 
 
+Domains = Annotated[
+    list[str] | None,
+    typer.Option("--domains", metavar="DATASET...", help="Datasets to pretrain on; default: those of -d."),
+]
+ExternalWeights = Annotated[
+    list[Path] | None, typer.Option("-w", metavar="FILE...", help="Weights files, each an arm of its own.")
+]
+Budgets = Annotated[
+    list[str], typer.Option("--budgets", metavar="BUDGET...", help="Labelled cases: a share, 5%, or a number, 9.")
+]
+TestFraction = Annotated[
+    float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
+]
 MinCases = Annotated[int, typer.Option("--min_cases", min=1, help="Labelled cases that a share never undercuts.")]
 Tune = Annotated[bool, typer.Option("--tune", help="Score validation cases instead; the test cases stay untouched.")]
 Values = Annotated[
@@ -342,16 +355,9 @@ Tolerance = Annotated[float, typer.Option("--nsd_tolerance_mm", min=0.0, help="T
 def benchmark_run(
     datasets: Datasets,
     output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Folder of the benchmark.", show_default=False)],
-    domains: Annotated[
-        list[str] | None,
-        typer.Option("--domains", metavar="DATASET...", help="Datasets to pretrain on; default: those of -d."),
-    ] = None,
-    weights: Annotated[
-        list[Path] | None, typer.Option("-w", metavar="FILE...", help="Weights files, each an arm of its own.")
-    ] = None,
-    budgets: Annotated[
-        list[str], typer.Option("--budgets", metavar="BUDGET...", help="Labelled cases: a share, 5%, or a number, 9.")
-    ] = DEFAULT_BUDGETS,
+    domains: Domains = None,
+    weights: ExternalWeights = None,
+    budgets: Budgets = DEFAULT_BUDGETS,
     min_cases: MinCases = 1,
     arms: Annotated[
         list[str], typer.Option("--arms", metavar="ARM...", help="Arms; an unknown name lists the known ones.")
@@ -360,9 +366,7 @@ def benchmark_run(
     plans_name: DefaultPlans = "nnUNetPlans",
     preset: Annotated[str | None, typer.Option("--preset", help="Plans of a preset, instead of -p.")] = None,
     configuration: Configuration = "3d_fullres",
-    test_fraction: Annotated[
-        float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
-    ] = 0.3,
+    test_fraction: TestFraction = 0.3,
     tune: Tune = False,
     nsd_tolerance_mm: Tolerance = 1.0,
     patient_regex: Annotated[

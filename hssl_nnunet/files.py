@@ -35,8 +35,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    with written_whole(path) as temporary, temporary.open("w") as stream:
+        json.dump(content, stream, indent=2)  # piece by piece: it may list 10^5 images
+        stream.write("\n")
 
 
 def read_json(path: str | Path, remedy: str = "") -> Any:

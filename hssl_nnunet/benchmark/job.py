@@ -98,14 +98,12 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
     job = pretraining_job(plan, arm_name, dataset_name)
     if job is None:
         return None
-    from hssl_nnunet.benchmark.pretraining import corpus_name
+    from hssl_nnunet.benchmark.jobs import JobTable
 
-    _, source, *target = job.split("/")
-    corpus = corpus_name(source, target[0] if target else None)
-    found = sorted(workspace.results.glob(f"Dataset*_{corpus}/*/fold_all/hssl.safetensors"))
-    if not found:
+    told = JobTable(workspace.folder).folder(job) / PRETRAINING_FILE
+    if not told.is_file():
         raise HSSLError(f"Arm {arm_name} needs the weights of job {job}, which has not ended. See its log.")
-    return found[0]
+    return workspace.folder / str(read_json(told)["weights"])
 
 
 def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run) -> None:

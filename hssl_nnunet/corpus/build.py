@@ -243,7 +243,6 @@ def _write(
 
 def _row(image: Image, groups: Mapping[str, Groups]) -> ImageRow:
     candidate, fingerprint = image.candidate, image.fingerprint
-    files = candidate.case.images
     return ImageRow(
         domain=candidate.domain,
         dataset_name=candidate.dataset_name,
@@ -251,7 +250,6 @@ def _row(image: Image, groups: Mapping[str, Groups]) -> ImageRow:
         channel=image.channel,
         patient=candidate.patient,
         labelled=candidate.labelled,
-        file=str(files[min(image.channel, len(files) - 1)]),  # one file may hold all channels
         preprocessed=candidate.preprocessed,
         content_hash=fingerprint.content_hash,
         spacing_mm=fingerprint.spacing_mm,

@@ -28,7 +28,6 @@ class ImageRow:
         channel: index along the channel axis of the preprocessed array.
         patient: the person; compared by name across domains.
         labelled: whether the case was preprocessed with a mask (and stock training sees it).
-        file: the raw image.
         preprocessed: the case's `.b2nd` file, relative to `nnUNet_preprocessed`, with forward slashes.
         content_hash: hash of the raw voxels and their shape (see `fingerprint.content_hash`).
         spacing_mm: spacing of the raw image in array order (z, y, x).
@@ -42,7 +41,6 @@ class ImageRow:
     channel: int
     patient: str
     labelled: bool
-    file: str
     preprocessed: str
     content_hash: str
     spacing_mm: tuple[float, ...]
@@ -51,6 +49,7 @@ class ImageRow:
 
 
 COLUMNS = tuple(field.name for field in fields(ImageRow))
+OLD_COLUMN = "file"  # the raw image, in manifests of earlier versions; passed over
 
 
 def write_manifest(path: str | Path, rows: Iterable[ImageRow]) -> None:
@@ -71,8 +70,10 @@ def read_manifest(path: str | Path) -> list[ImageRow]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream)
-            _check_header(next(reader, []), path)
-            return [_row(cells, path, reader.line_num) for cells in reader]
+            header = next(reader, [])
+            old = header.index(OLD_COLUMN) if OLD_COLUMN in header else len(header)
+            _check_header(header[:old] + header[old + 1 :], path)
+            return [_row(cells[:old] + cells[old + 1 :], path, reader.line_num) for cells in reader]
     except FileNotFoundError:
         raise HSSLError(f"{path} does not exist. Run `hssl corpus -d ... -o ...` first.") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -146,6 +147,6 @@ def _groups(text: str) -> tuple[str, ...]:
 
 
 PARSERS: tuple[Callable[[str], Any], ...] = (
-    *(_index, _name, _name, _index, _name, _flag, _name, _name, _name),  # domain ... content_hash
+    *(_index, _name, _name, _index, _name, _flag, _name, _name),  # domain ... content_hash
     *(_spacing, _shape, _groups),
 )

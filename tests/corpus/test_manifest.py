@@ -13,7 +13,6 @@ ROW = ImageRow(
     channel=0,
     patient="001",
     labelled=True,
-    file="/data/imagesTr/hippocampus_001_0000.nii.gz",
     preprocessed="Dataset004_Hippocampus/nnUNetPlans_3d_fullres/hippocampus_001.b2nd",
     content_hash="0" * 32,
     spacing_mm=(1.0, 1.0, 1.0),
@@ -85,8 +84,17 @@ def test_wrong_header_missing_column_and_missing_file_are_errors(tmp_path):
     with pytest.raises(HSSLError, match="line 1.*expected domain, dataset_name"):
         read_manifest(path)
     path.write_text(",".join(COLUMNS) + "\n0,a\n")
-    with pytest.raises(HSSLError, match="line 2: got 2 columns, expected 12"):
+    with pytest.raises(HSSLError, match="line 2: got 2 columns, expected 11"):
         read_manifest(path)
+
+
+def test_manifests_of_earlier_versions_name_the_raw_file_too(tmp_path):
+    path = tmp_path / "manifest.csv"
+    write_manifest(path, [ROW, replace(ROW, case="hippocampus_002")])
+    header, *lines = ([*line.split(",")] for line in path.read_text().splitlines())
+    old = [[*header[:6], "file", *header[6:]], *([*line[:6], "/data/a.nii.gz", *line[6:]] for line in lines)]
+    path.write_text("".join(",".join(line) + "\n" for line in old))
+    assert read_manifest(path) == [ROW, replace(ROW, case="hippocampus_002")]
 
 
 def test_a_failed_write_leaves_the_old_manifest(tmp_path):

@@ -35,7 +35,6 @@ def image_row(case: str, domain: int = 0, channel: int = 0) -> ImageRow:
         channel=channel,
         patient=case,
         labelled=True,
-        file=f"{case}_0000.nii.gz",
         preprocessed=f"{FOLDER}/{case}.b2nd",
         content_hash=case,
         spacing_mm=(1.0, 1.0, 1.0),

@@ -8,7 +8,7 @@ import pytest
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.data.split import held_out_rows
 
-TEMPLATE = ImageRow(0, "Dataset001_Toy", "", 0, "", True, "-", "-", "-", (1.0, 1.0, 1.0), (1, 1, 1), ("toy",))
+TEMPLATE = ImageRow(0, "Dataset001_Toy", "", 0, "", True, "-", "-", (1.0, 1.0, 1.0), (1, 1, 1), ("toy",))
 
 
 def rows_of(patients: dict[int, list[str]]) -> list[ImageRow]:

@@ -183,7 +183,6 @@ def _write_image(preprocessed: Path, domain: int, index: int) -> ImageRow:
         channel=0,
         patient=f"{NAMES[domain]}_{case}",
         labelled=True,
-        file=f"{case}_0000.nii.gz",
         preprocessed=path.relative_to(preprocessed).as_posix(),
         content_hash=f"hash of {domain} {index}",
         spacing_mm=SPACINGS[domain],
