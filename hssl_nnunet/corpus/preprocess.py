@@ -1,6 +1,6 @@
 """`hssl plan_and_preprocess`: raw datasets, with or without masks, made ready for pretraining and training.
 
-Labelled cases are planned and preprocessed by nnU-Net itself, so that the files are those of
+Labelled cases are planned by nnU-Net itself and preprocessed by its own preprocessor, so that the files are those of
 `nnUNetv2_plan_and_preprocess`. Images without masks go beside them, into `<data_identifier>_unlabelled`, where stock
 training never looks. Cases that fail a check are quarantined: left out, listed, and looked at anew by the next run.
 """
@@ -22,7 +22,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hssl_nnunet.corpus.cases import Case, RawDataset, read_raw_dataset
 from hssl_nnunet.corpus.integrity import Problem, write_quarantine
-from hssl_nnunet.corpus.parallel import default_processes, map_cases, on_terminal
+from hssl_nnunet.corpus.parallel import default_processes, map_cases
 from hssl_nnunet.corpus.planning import changed_at, dataset_id, nnunet_sees, plan_dataset
 from hssl_nnunet.corpus.screening import check_dataset, find_reader
 from hssl_nnunet.errors import HSSLError, unknown_name
@@ -38,8 +38,12 @@ RECIPE_KEYS = (
     "use_mask_for_norm",
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
     "preprocessor_name",
 )
+SUFFIXES = ("_seg.b2nd", ".pkl", ".b2nd")  # of a case's files, the image last
+TEMPORARY = ".tmp"  # end of the name of a worker's folder
 QUARANTINE_EXIT_CODE = 3
 
 
@@ -116,7 +120,7 @@ def _one_dataset(
     with _explained(dataset.name), nnunet_sees(dataset, planned_from):
         plan_dataset(dataset, planned_from, preset, reader, num_processes)
         if dataset.labelled:
-            _preprocess_labelled(dataset, preset.plans_name, configurations, num_processes)
+            _preprocess_labelled(dataset, labelled, preset.plans_name, configurations, num_processes)
     with _explained(dataset.name):
         for configuration in configurations:
             _preprocess_unlabelled(dataset, unlabelled, preset.plans_name, configuration, num_processes)
@@ -142,19 +146,26 @@ def _explained(dataset: str) -> Iterator[None]:
 
 
 def _preprocess_labelled(
-    dataset: RawDataset, plans_name: str, configurations: Sequence[str], num_processes: int
+    dataset: RawDataset, cases: Sequence[Case], plans_name: str, configurations: Sequence[str], num_processes: int
 ) -> None:
-    """nnU-Net's own preprocessing; half-filled folders are removed, for training would not notice them."""
+    """The files of nnU-Net's own preprocessing; cases that are done and current stay, so that a stopped run goes on.
+
+    Until every case is there they lie in a folder of another name, for training would not notice that some lack.
+    """
     plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{plans_name}.json"))
-    number = dataset_id(dataset.name)
-    for configuration in configurations:
-        try:
-            preprocess_dataset(number, plans_name, (configuration,), [num_processes], show_progress_bar=on_terminal())
-        except BaseException:
-            if configuration in plans.available_configurations:
-                identifier = plans.get_configuration(configuration).data_identifier
-                shutil.rmtree(preprocessed_dir() / dataset.name / identifier, ignore_errors=True)
-            raise
+    planned = [c for c in configurations if c in plans.available_configurations]
+    for configuration in planned:
+        folder = preprocessed_dir() / dataset.name / plans.get_configuration(configuration).data_identifier
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        if folder.is_dir():
+            _remove(unfinished)
+            folder.rename(unfinished)
+        recipe = _recipe(plans, configuration) | {"labels": dataset.dataset_json["labels"]}
+        _preprocess(dataset, cases, plans, configuration, unfinished, recipe, num_processes)
+        unfinished.rename(folder)
+    # copies the masks beside the images, and says which configurations the plans lack
+    missing = tuple(c for c in configurations if c not in planned)
+    preprocess_dataset(dataset_id(dataset.name), plans_name, missing, [num_processes])
 
 
 class UnlabelledPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
@@ -169,18 +180,28 @@ class UnlabelledPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
 def _preprocess_unlabelled(
     dataset: RawDataset, cases: Sequence[Case], plans_name: str, configuration: str, num_processes: int
 ) -> None:
-    """Preprocess the images without masks that are new, changed, or were made with another spacing or normalisation."""
     plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{plans_name}.json"))
     if configuration not in plans.available_configurations:
         return
     identifier = plans.get_configuration(configuration).data_identifier
     folder = preprocessed_dir() / dataset.name / unlabelled_folder(identifier)
-    _keep_only(folder, cases, _recipe(plans, configuration))
-    todo = [c for c in cases if not _is_current(folder / f"{c.name}.b2nd", c)]
-    work = partial(
-        _preprocess_image, plans=plans, configuration=configuration, folder=folder, json=dataset.dataset_json
-    )
-    for _ in map_cases(work, todo, num_processes, f"Preprocessing images without masks of {dataset.name}"):
+    _preprocess(dataset, cases, plans, configuration, folder, _recipe(plans, configuration), num_processes)
+
+
+def _preprocess(
+    dataset: RawDataset,
+    cases: Sequence[Case],
+    plans: PlansManager,
+    configuration: str,
+    folder: Path,
+    recipe: dict[str, Any],
+    num_processes: int,
+) -> None:
+    """Preprocess into `folder` the cases that are new, changed, or were made by another recipe."""
+    _keep_only(folder, cases, recipe)
+    todo = [c for c in cases if not _is_current(folder, c)]
+    work = partial(_preprocess_case, plans=plans, configuration=configuration, folder=folder, json=dataset.dataset_json)
+    for _ in map_cases(work, todo, num_processes, f"Preprocessing {dataset.name}, {configuration}"):
         pass
 
 
@@ -196,14 +217,16 @@ def _recipe(plans: PlansManager, configuration: str) -> dict[str, Any]:
 
 
 def _keep_only(folder: Path, cases: Sequence[Case], recipe: dict[str, Any]) -> None:
-    """Remove outputs of other recipes and of cases that are gone; without cases, the whole folder."""
+    """Remove outputs of other recipes, of cases that are gone, of killed workers; without cases, the whole folder."""
     path = folder / RECIPE_FILE
     if not cases or not path.is_file() or read_json(path) != recipe:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     if not cases:
         return
     if not path.is_file():
         write_json(path, recipe)
+    for left in folder.glob(f"*{TEMPORARY}"):
+        _remove(left)
     names = {c.name for c in cases}
     for image in folder.glob("*.b2nd"):
         name = image.name.removesuffix(".b2nd")
@@ -212,24 +235,33 @@ def _keep_only(folder: Path, cases: Sequence[Case], recipe: dict[str, Any]) -> N
             image.with_suffix(".pkl").unlink(missing_ok=True)
 
 
-def _is_current(output: Path, case: Case) -> bool:
-    return output.is_file() and output.stat().st_mtime > max(changed_at(i) for i in case.images)
+def _remove(folder: Path) -> None:
+    if folder.exists():  # what cannot be removed is an error: it would pass for current
+        shutil.rmtree(folder)
 
 
-def _preprocess_image(case: Case, plans: PlansManager, configuration: str, folder: Path, json: dict[str, Any]) -> None:
-    """Preprocess one image; its files appear whole, the image last."""
-    temporary = folder / f".{case.name}.{os.getpid()}.tmp"
+def _is_current(folder: Path, case: Case) -> bool:
+    """Whether a case's files are all there, made of its raw files as they are."""
+    outputs = [folder / (case.name + suffix) for suffix in SUFFIXES]
+    if not all(o.is_file() for o in outputs):
+        return False
+    raw = [f for f in (*case.images, case.mask) if f is not None]
+    return min(o.stat().st_mtime for o in outputs) > max(changed_at(f) for f in raw)
+
+
+def _preprocess_case(case: Case, plans: PlansManager, configuration: str, folder: Path, json: dict[str, Any]) -> None:
+    """Preprocess one case; its files appear whole, the image last, dated to when its raw files were not yet read."""
+    values = plans.get_configuration(configuration)
+    kind = UnlabelledPreprocessor if case.mask is None else values.preprocessor_class
+    temporary = folder / f".{case.name}.{os.getpid()}{TEMPORARY}"
     try:
         temporary.mkdir()
-        UnlabelledPreprocessor(verbose=False).run_case_save(
-            str(temporary / case.name),
-            [str(i) for i in case.images],
-            None,
-            plans,
-            plans.get_configuration(configuration),
-            json,
-        )
-        for suffix in ("_seg.b2nd", ".pkl", ".b2nd"):
-            (temporary / (case.name + suffix)).replace(folder / (case.name + suffix))
+        begun = temporary.stat().st_mtime_ns
+        output, images = str(temporary / case.name), [str(i) for i in case.images]
+        kind(verbose=False).run_case_save(output, images, case.mask and str(case.mask), plans, values, json)
+        for suffix in SUFFIXES:
+            made = temporary / (case.name + suffix)
+            os.utime(made, ns=(begun, begun))  # a raw file that changed meanwhile is newer
+            made.replace(folder / made.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

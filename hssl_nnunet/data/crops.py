@@ -113,23 +113,22 @@ class RawChunk:
         rows: index of each image's row.
         seed: seed of the views.
         source: (B, 1, X', Y'[, Z']) float32, normalised by the plan; beyond the image its edge is repeated.
-        valid: (B, 1, X', Y'[, Z']) bool, True inside the image: a box that holds the centre.
+        bounds: (B, D, 2) int64, first and last voxel of each axis that the image itself fills; on the CPU.
     """
 
     domain: int
     rows: tuple[int, ...]
     seed: int
     source: Tensor
-    valid: Tensor
+    bounds: Tensor
 
     def pinned(self) -> RawChunk:
         """The same chunk in page-locked memory, from which a GPU copies while it computes; needs a GPU."""
-        return replace(self, source=self.source.pin_memory(), valid=self.valid.pin_memory())
+        return replace(self, source=self.source.pin_memory())
 
     def to(self, device: torch.device | str) -> RawChunk:
-        """The same chunk on another device."""
-        source, valid = (t.to(device, non_blocking=True) for t in (self.source, self.valid))
-        return replace(self, source=source, valid=valid)
+        """The same chunk with its boxes on another device."""
+        return replace(self, source=self.source.to(device, non_blocking=True))
 
 
 def read_chunk(
@@ -160,8 +159,8 @@ def read_chunk(
         _read_image(root, rows[index], geometry, view_plan, np.random.default_rng([plan.seed, position]), opened)
         for position, index in enumerate(plan.rows)
     ]
-    source, valid = (torch.from_numpy(np.stack(part)[:, None]) for part in zip(*boxes, strict=True))
-    return RawChunk(plan.domain, plan.rows, plan.seed, source, valid)
+    source, bounds = (torch.from_numpy(np.stack(part)) for part in zip(*boxes, strict=True))
+    return RawChunk(plan.domain, plan.rows, plan.seed, source[:, None], bounds)
 
 
 def _read_image(
@@ -193,10 +192,10 @@ def _draw_box(
     for _ in range(TRIES):
         index = [channel, *(int(rng.integers(n)) for n in array.shape[1 : -len(crop)])]  # 2d: a random slice
         start = [_draw_start(*axis, rng) for axis in zip(sizes, crop, geometry.largest_offset(view_plan), strict=True)]
-        source, valid = _read_box(array, index, start, margin, crop)
+        source, bounds = _read_box(array, index, start, margin, crop)
         if source[inner].std() > EMPTY_STD:
             break
-    return source, valid
+    return source, bounds
 
 
 def _draw_start(size: int, crop: int, offset: int, rng: np.random.Generator) -> int:
@@ -211,11 +210,12 @@ def _draw_start(size: int, crop: int, offset: int, rng: np.random.Generator) -> 
 def _read_box(
     array: Any, index: Sequence[int], start: Sequence[int], margin: Sequence[int], crop: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop and margin, edge-replicated beyond the image, and where it is the image."""
+    """Crop and margin, edge-replicated beyond the image, and the first and last voxel of each axis that it fills."""
     sizes = array.shape[-len(crop) :]
     lows = [s - m for s, m in zip(start, margin, strict=True)]
     highs = [s + n + m for s, n, m in zip(start, crop, margin, strict=True)]
     inside = [slice(max(0, low), min(n, high)) for low, high, n in zip(lows, highs, sizes, strict=True)]
     pad = [(s.start - low, high - s.stop) for s, low, high in zip(inside, lows, highs, strict=True)]
     voxels = np.asarray(array[tuple(index) + tuple(inside)], dtype=np.float32)
-    return np.pad(voxels, pad, mode="edge"), np.pad(np.ones(voxels.shape, dtype=bool), pad)
+    bounds = np.array([(before, before + n - 1) for (before, _), n in zip(pad, voxels.shape, strict=True)])
+    return np.pad(voxels, pad, mode="edge"), bounds

@@ -42,7 +42,7 @@ def make_views(raw: RawChunk, geometry: DomainGeometry, plan: ViewPlan, num_view
     generator = torch.Generator().manual_seed(raw.seed)
     count = raw.source.shape[0] * num_views
     matrix, offset = (t.view(-1, num_views, *t.shape[1:]) for t in draw_transforms(geometry, plan, count, generator))
-    clean, valid = sample_views(raw.source, raw.valid, matrix, offset, geometry.crop_size)
+    clean, valid = sample_views(raw.source, raw.bounds, matrix, offset, geometry.crop_size)
     augmented = augment_intensity(
         clean.flatten(0, 1),
         valid.flatten(0, 1),
@@ -93,13 +93,13 @@ def plane_rotation(angle: Tensor, plane: tuple[int, int], dim: int) -> Tensor:
 
 
 def sample_views(
-    source: Tensor, valid: Tensor, matrix: Tensor, offset: Tensor, crop_size: tuple[int, ...]
+    source: Tensor, bounds: Tensor, matrix: Tensor, offset: Tensor, crop_size: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Sample all views of all images at once, linearly.
 
     Args:
         source: (B, 1, X', Y'[, Z']).
-        valid: same shape, bool; True in a box that holds the centre.
+        bounds: (B, D, 2), first and last voxel of each axis that is no padding; on the CPU.
         matrix: (B, V, D, D), as `draw_transforms`.
         offset: (B, V, D), as `draw_transforms`.
         crop_size: (X, Y[, Z]).
@@ -107,17 +107,20 @@ def sample_views(
     Returns:
         The views and where they are valid, both (V, B, 1, X, Y[, Z]).
     """
-    batch, views = matrix.shape[:2]
+    batch, views, dim = offset.shape
     box, crop = torch.tensor(source.shape[2:]), torch.tensor(crop_size)
     # grid_sample counts -1..1 from border to border of the box, and the last axis first
     linear = matrix * crop / box[:, None]
     theta = torch.cat((linear.flip(-1, -2), (2 * offset / box).flip(-1)[..., None]), dim=-1)
-    theta = sent(theta.to(source.dtype).flatten(0, 1), source.device)
+    tolerance = torch.tensor([-SUPPORT_TOLERANCE, SUPPORT_TOLERANCE])
+    limits = (2 * (bounds + tolerance) + 1) / box[:, None] - 1
+    drawn = sent(torch.cat((theta.flatten(1), limits.flatten(1)), dim=1).to(source.dtype), source.device)
+    theta, limits = drawn[:, : -2 * dim].reshape(batch * views, dim, dim + 1), drawn[:, -2 * dim :].view(batch, dim, 2)
     grid = F.affine_grid(theta, [batch * views, 1, *crop_size], align_corners=False)
     # views side by side along the first axis: the box need not be copied for each of them
     grid = grid.view(batch, views * crop_size[0], *grid.shape[2:])
     image = F.grid_sample(source, grid, padding_mode="border", align_corners=False)
-    return _views_first(image, views), _views_first(_inside(grid, valid), views)
+    return _views_first(image, views), _views_first(_inside(grid, limits), views)
 
 
 def _views_first(image: Tensor, views: int) -> Tensor:
@@ -126,25 +129,15 @@ def _views_first(image: Tensor, views: int) -> Tensor:
     return image.view(batch, channels, views, length // views, *rest).movedim(2, 0).contiguous()
 
 
-def _inside(grid: Tensor, valid: Tensor) -> Tensor:
-    """Which points of a grid (B, X, Y[, Z], D) lie in the valid box: (B, 1, X, Y[, Z]) bool."""
-    inside = torch.ones(grid.shape[:-1], dtype=torch.bool, device=grid.device)
-    for axis, n in enumerate(valid.shape[2:]):
-        line = _central_line(valid, axis)
-        first, last = line.argmax(dim=1), n - 1 - line.flip(1).argmax(dim=1)
-        low, high = ((2 * bound + 1) / n - 1 for bound in (first - SUPPORT_TOLERANCE, last + SUPPORT_TOLERANCE))
-        low, high = (bound.view(-1, *[1] * (valid.ndim - 2)) for bound in (low, high))
+def _inside(grid: Tensor, limits: Tensor) -> Tensor:
+    """Which points of a grid (B, X, Y[, Z], D) lie between the limits (B, D, 2): (B, 1, X, Y[, Z]) bool."""
+    low, high = limits.view(len(limits), *[1] * (grid.ndim - 2), *limits.shape[1:]).unbind(-1)
+    inside = None
+    for axis in range(limits.shape[1]):  # axis by axis: a reduction over all three costs a CPU twice as much
         coordinate = grid[..., -1 - axis]
-        inside &= (coordinate >= low) & (coordinate <= high)
-    return inside[:, None]
-
-
-def _central_line(valid: Tensor, axis: int) -> Tensor:
-    """Validity along one axis through the centre, (B, n): it shows the bounds of a box that holds the centre."""
-    line = valid[:, 0].movedim(axis + 1, 1)
-    while line.ndim > 2:
-        line = line.select(2, line.shape[2] // 2)
-    return line.float()
+        between = (coordinate >= low[..., axis]) & (coordinate <= high[..., axis])
+        inside = between if inside is None else inside.logical_and_(between)
+    return inside[:, None]  # type: ignore[index]
 
 
 def _symmetric(count: int, generator: torch.Generator) -> Tensor:

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from boxes import mask_of
 
-from hssl_nnunet.data.crops import DomainGeometry, crop_size, read_chunk
+from hssl_nnunet.data.crops import DomainGeometry, RawChunk, crop_size, read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.plan_schema import DomainPlan
@@ -107,16 +108,20 @@ def positions(shape: tuple[int, ...]) -> np.ndarray:
     return (10000 * x + 100 * y + z)[None].astype(np.float32)
 
 
+def valid_of(chunk: RawChunk) -> torch.Tensor:
+    return mask_of(chunk.bounds, chunk.source.shape[2:])
+
+
 def test_boxes_are_parts_of_the_image(write_image, tmp_path, lively):
     rows = [
         write_image(f"case{i}", np.concatenate([positions((30, 31, 32)) * 0, positions((30, 31, 32))]), 1)
         for i in (0, 1)
     ]
     chunk = read_chunk(ChunkPlan(0, (1, 0, 1), 7), rows, CUBE, lively, tmp_path)
-    assert chunk.source.shape == chunk.valid.shape == (3, 1, 16, 16, 16)
-    assert chunk.source.dtype == torch.float32 and chunk.valid.dtype == torch.bool
+    assert chunk.source.shape == (3, 1, 16, 16, 16) and chunk.source.dtype == torch.float32
+    assert chunk.bounds.shape == (3, 3, 2)
     image = positions((30, 31, 32))[0]
-    for source, valid in zip(chunk.source[:, 0], chunk.valid[:, 0], strict=True):
+    for source, valid in zip(chunk.source[:, 0], valid_of(chunk)[:, 0], strict=True):
         corner = source[tuple(valid.nonzero()[0])].int().item()
         start = (corner // 10000, corner // 100 % 100, corner % 100)
         size = (valid.nonzero().amax(0) - valid.nonzero().amin(0) + 1).tolist()
@@ -132,7 +137,7 @@ def test_crops_lie_inside_a_large_image_wherever_its_views_go(write_image, tmp_p
     starts = set()
     for seed in range(60):
         chunk = read_chunk(ChunkPlan(0, (0,), seed), [row], CUBE, lively, tmp_path)
-        assert chunk.valid[0, 0][reached].all()
+        assert valid_of(chunk)[0, 0][reached].all()
         starts.add(int(chunk.source[0, 0, 4, 8, 8]) // 10000)
     assert starts == set(range(2, 11))  # every place along the first axis: 20 - 8 - 2 * 2 steps, and one
 
@@ -141,7 +146,7 @@ def test_padding_repeats_the_edge_and_is_invalid(write_image, tmp_path, lively):
     row = write_image("case", positions((5, 40, 1)))
     for seed in range(5):
         chunk = read_chunk(ChunkPlan(0, (0,), seed), [row], CUBE, lively, tmp_path)
-        source, valid = chunk.source[0, 0].int(), chunk.valid[0, 0]
+        source, valid = chunk.source[0, 0].int(), valid_of(chunk)[0, 0]
         assert valid[:, 8, 8].sum() == 5 and valid[8, 8, :].sum() == 1
         assert valid[8, 8, 8]  # the centre
         assert valid.sum() == 5 * valid[8, :, 8].sum()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from boxes import bounds_of
 
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
 from hssl_nnunet.data.views import draw_transforms, make_views, plane_rotation, sample_views
@@ -19,7 +20,7 @@ def raw_chunk(geometry: DomainGeometry, plan, batch: int = 2, seed: int = 0, sou
     box = tuple(n + 2 * m for n, m in zip(geometry.crop_size, geometry.margin(plan), strict=True))
     if source is None:
         source = torch.randn(batch, 1, *box, generator=torch.Generator().manual_seed(1))
-    return RawChunk(0, tuple(range(batch)), seed, source, torch.ones_like(source, dtype=torch.bool))
+    return RawChunk(0, tuple(range(batch)), seed, source, bounds_of(torch.ones_like(source)))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -30,8 +31,8 @@ def sample(source: torch.Tensor, matrix: torch.Tensor, crop: tuple[int, ...], of
     """One view of one image, by a matrix in voxels."""
     dim = len(crop)
     offset = torch.zeros(dim) if offset is None else offset
-    valid = torch.ones_like(source, dtype=torch.bool)[None, None]
-    image, inside = sample_views(source[None, None], valid, matrix[None, None], offset[None, None], crop)
+    bounds = bounds_of(torch.ones_like(source)[None, None])
+    image, inside = sample_views(source[None, None], bounds, matrix[None, None], offset[None, None], crop)
     return image[0, 0, 0], inside[0, 0, 0]
 
 
@@ -140,9 +141,9 @@ def test_padding_is_invalid_and_so_is_what_it_touches(still):
     source, valid = torch.randn(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 8, dtype=torch.bool)
     valid[:, :, 2:7, :, 3:] = True
     matrix, offset = torch.eye(3).view(1, 1, 3, 3), torch.zeros(1, 1, 3)
-    _, inside = sample_views(source, valid, matrix, offset, (8, 8, 8))
+    _, inside = sample_views(source, bounds_of(valid), matrix, offset, (8, 8, 8))
     assert torch.equal(inside[0], valid)
-    _, inside = sample_views(source, valid, matrix, offset + 0.5, (8, 8, 8))
+    _, inside = sample_views(source, bounds_of(valid), matrix, offset + 0.5, (8, 8, 8))
     expected = torch.zeros_like(valid)
     expected[:, :, 2:6, :7, 3:7] = True  # both neighbours of a half step must be valid
     assert torch.equal(inside[0], expected)
@@ -151,13 +152,13 @@ def test_padding_is_invalid_and_so_is_what_it_touches(still):
 def test_validity_is_that_of_a_linear_sampling_of_the_mask(lively):
     geometry = DomainGeometry((8, 10, 12), (1.0, 1.0, 1.0))
     raw = raw_chunk(geometry, lively)
-    valid = torch.zeros_like(raw.valid)
+    valid = torch.zeros_like(raw.source, dtype=torch.bool)
     valid[0, :, 4:, :12, 3:-3], valid[1, :, :, 6:, 8:16] = True, True
     matrix, offset = (t.view(2, 2, *t.shape[1:]) for t in draw_transforms(geometry, lively, 4, generator(3)))
-    _, inside = sample_views(raw.source, valid, matrix, offset, geometry.crop_size)
+    _, inside = sample_views(raw.source, bounds_of(valid), matrix, offset, geometry.crop_size)
     ring = torch.nn.functional.pad(valid.float(), [1] * 6)  # outside the box nothing is valid
     everywhere = torch.nn.functional.pad(torch.ones_like(valid), [1] * 6)
-    share, _ = sample_views(ring, everywhere, matrix, offset, geometry.crop_size)
+    share, _ = sample_views(ring, bounds_of(everywhere), matrix, offset, geometry.crop_size)
     assert 0.2 < inside.float().mean() < 0.9
     assert share[inside].min() > 0.995 and inside[share > 0.9999].all()
 
