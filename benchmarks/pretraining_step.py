@@ -4,7 +4,8 @@
 
 CORPUS is what `hssl corpus` wrote. For each domain, in turn and in one process: views and masks of one chunk; the
 trainer's step on it, without the data; the same network alone, with parameters of its own (the pure forwards and
-backwards); the projection of the shared weights; and embedding, heads and loss. The overhead is the step against the
+backwards); the projection of those shared weights that the domain's plan has in another form; pooling, embedding, heads
+and their loss; and the reconstruction's loss. The overhead is the step against the
 pure network, pair by pair. Floating point operations are counted by torch, bytes as the size of what every operation
 reads and writes; the ceilings are a convolution, a matrix product and a copy, measured here at the same precision.
 """
@@ -34,7 +35,7 @@ from hssl_nnunet.data.sampling import ChunkPlan
 from hssl_nnunet.files import write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
-from hssl_nnunet.losses.reconstruction import Reconstruction
+from hssl_nnunet.losses.reconstruction import Reconstruction, reconstruction_error
 from hssl_nnunet.networks.projection import project
 from hssl_nnunet.training import precision
 
@@ -76,8 +77,9 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
         "views": lambda: trainer.preparer.chunk(raw),
         "step": lambda: step(trainer, [raw], [chunk]),
         "pure_network": pure_network(trainer, chunk),
-        "projection": lambda: projection(trainer, domain),
-        "heads_and_loss": heads_and_loss(trainer, raw, chunk),
+        "projection": projection(trainer, domain),
+        "heads": heads(trainer, raw, chunk),
+        "reconstruction": reconstruction(trainer, chunk),
         "optimizer": optimiser(trainer),
     }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
@@ -94,7 +96,8 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
         **{f"{name}_s": [round(s, 4) for s in values] for name, values in seconds.items()},
         "step_over_pure": ratios(seconds["step"], seconds["pure_network"]),
         "projection_share": round(middle["projection"] / middle["step"], 4),
-        "heads_and_loss_share": round(middle["heads_and_loss"] / middle["step"], 4),
+        "heads_share": round(middle["heads"] / middle["step"], 4),
+        "reconstruction_share": round(middle["reconstruction"] / middle["step"], 4),
         "views_share": round(middle["views"] / middle["step"], 4),
         "gflop": round(flops / 1e9, 2),
         "gflop_per_s": round(flops / middle["pure_network"] / 1e9, 1),
@@ -156,31 +159,64 @@ def pure_network(trainer: Any, chunk: Any) -> Callable[[], None]:
     return run
 
 
-def projection(trainer: Any, domain: int) -> None:
-    """The shared weights in a domain's form, and back."""
-    tensors = project(trainer.model.shared.tensors(), trainer.model.domains[domain].entries).values()
-    torch.autograd.backward(list(tensors), [torch.ones_like(t) for t in tensors])
-    trainer.optimizer.zero_grad(set_to_none=True)
+def projection(trainer: Any, domain: int) -> Callable[[], None]:
+    """The shared weights that a domain has in another form, brought to it, and their gradient back."""
+    entries = [entry for entry in trainer.model.domains[domain].entries if entry.status == "adapted"]
+    shared = trainer.model.shared.tensors()
+    sources = [shared[entry.role] for entry in entries]
+    gradients = [torch.ones_like(tensor) for tensor in project(shared, entries).values()]
+
+    def run() -> None:
+        if entries:
+            torch.autograd.grad(list(project(shared, entries).values()), sources, gradients)
+
+    return run
 
 
-def heads_and_loss(trainer: Any, raw: Any, chunk: Any) -> Callable[[], None]:
-    """Pooling, embedding, heads and loss on features that are there, forward and backward."""
-    network, model = trainer.model.domains[chunk.domain], trainer.model
-    with torch.no_grad(), precision.autocast(trainer.plan.precision, trainer.device):
-        projected = project(model.shared.tensors(), network.entries)
-        skips, prediction = network.call(projected, chunk.views.flatten(0, 1), chunk.views.shape[1])
-    leaves: list[Tensor] = [s.detach().requires_grad_() for s in skips]
-    decoded = None if prediction is None else prediction.detach().requires_grad_()
+def heads(trainer: Any, raw: Any, chunk: Any) -> Callable[[], None]:
+    """Pooling, embedding, heads and their loss on features that are there, forward and backward."""
+    model, labels = trainer.model, trainer.preparer.labels([raw])
+    leaves, _ = features(trainer, chunk)
+    loss = replace(trainer.plan.loss, reconstruction=0.0)
 
     def run() -> None:
         with precision.autocast(trainer.plan.precision, trainer.device):
             h = model._embed(leaves, chunk.valid.flatten(0, 1)).unflatten(0, chunk.views.shape[:2])
-            done = () if decoded is None else (Reconstruction(decoded, chunk.target, chunk.hidden, chunk.valid[0]),)
-            outputs = model._heads(h, done)
-        hierarchical_loss(outputs, trainer.preparer.labels([raw]), trainer.plan.loss)["total"].backward()
-        trainer.optimizer.zero_grad(set_to_none=True)
+            outputs = model._heads(h, ())
+        hierarchical_loss(outputs, labels, loss)["total"].backward()
+        cleared(trainer, leaves)
 
     return run
+
+
+def reconstruction(trainer: Any, chunk: Any) -> Callable[[], None]:
+    """The loss of a reconstruction that is there, forward and backward."""
+    _, decoded = features(trainer, chunk)
+
+    def run() -> None:
+        if decoded is not None:
+            done = Reconstruction(decoded, chunk.target, chunk.hidden, chunk.valid[0])
+            reconstruction_error([done], trainer.plan.loss.reconstruction_target).backward()
+            cleared(trainer, [decoded])
+
+    return run
+
+
+def features(trainer: Any, chunk: Any) -> tuple[list[Tensor], Tensor | None]:
+    """The encoder's features and the reconstruction, as leaves."""
+    network = trainer.model.domains[chunk.domain]
+    with torch.no_grad(), precision.autocast(trainer.plan.precision, trainer.device):
+        projected = project(trainer.model.shared.tensors(), network.entries)
+        skips, prediction = network.call(projected, chunk.views.flatten(0, 1), chunk.views.shape[1])
+    decoded = None if prediction is None else prediction.detach().requires_grad_()
+    return [s.detach().requires_grad_() for s in skips], decoded
+
+
+def cleared(trainer: Any, leaves: list[Tensor]) -> None:
+    """No gradient is left, for the next one would be added to it, which a step does not do."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    for leaf in leaves:
+        leaf.grad = None
 
 
 def optimiser(trainer: Any) -> Callable[[], None]:

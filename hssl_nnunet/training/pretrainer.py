@@ -97,8 +97,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             for domain in self.model.domains:
                 use_cpu_operators(domain.skeleton)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
-        # ranks draw different domains, hence different parameters
-        self.network = DistributedDataParallel(self.model, find_unused_parameters=True) if self.is_ddp else self.model
+        self.network = self._shared_by_ranks() if self.is_ddp else self.model
         self.dataset_class = nnUNetDatasetBlosc2
         self.root = Path(self.preprocessed_dataset_folder_base)
         self.cache = VolumeCache(self.plan.cache_gib)
@@ -108,6 +107,15 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.was_initialized = True
         described = precision.describe(self.device, self.plan.precision, compiled=compiled)
         self.print_to_log_file(f"precision {described}")
+
+    def _shared_by_ranks(self) -> DistributedDataParallel:
+        """The network under DDP.
+
+        Ranks draw different domains, hence different parameters, and each fills the same queue on its own. Compiled
+        networks stay whole: DDP would cut them at the borders of its buckets, which hold none of their parameters.
+        """
+        torch._dynamo.config.optimize_ddp = False
+        return DistributedDataParallel(self.model, find_unused_parameters=True, broadcast_buffers=False)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Optimiser over shared weights and heads; linear warm-up, then nnU-Net's polynomial decay."""
