@@ -32,6 +32,7 @@ from hssl_nnunet.plan_schema import Preset, load_preset
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 RECIPE_FILE = "preprocessing.json"
+LABELLED_RECIPE_FILE = f"hssl/{RECIPE_FILE}"  # nnU-Net takes no folder with a file of another ending beside its own
 RECIPE_KEYS = (
     "spacing",
     "normalization_schemes",
@@ -161,7 +162,8 @@ def _preprocess_labelled(
             _remove(unfinished)
             folder.rename(unfinished)
         recipe = _recipe(plans, configuration) | {"labels": dataset.dataset_json["labels"]}
-        _preprocess(dataset, cases, plans, configuration, unfinished, recipe, num_processes)
+        _keep_only(unfinished, cases, recipe, unfinished / LABELLED_RECIPE_FILE)
+        _preprocess(dataset, cases, plans, configuration, unfinished, num_processes)
         unfinished.rename(folder)
     # copies the masks beside the images, and says which configurations the plans lack
     missing = tuple(c for c in configurations if c not in planned)
@@ -185,7 +187,8 @@ def _preprocess_unlabelled(
         return
     identifier = plans.get_configuration(configuration).data_identifier
     folder = preprocessed_dir() / dataset.name / unlabelled_folder(identifier)
-    _preprocess(dataset, cases, plans, configuration, folder, _recipe(plans, configuration), num_processes)
+    _keep_only(folder, cases, _recipe(plans, configuration), folder / RECIPE_FILE)
+    _preprocess(dataset, cases, plans, configuration, folder, num_processes)
 
 
 def _preprocess(
@@ -194,11 +197,9 @@ def _preprocess(
     plans: PlansManager,
     configuration: str,
     folder: Path,
-    recipe: dict[str, Any],
     num_processes: int,
 ) -> None:
-    """Preprocess into `folder` the cases that are new, changed, or were made by another recipe."""
-    _keep_only(folder, cases, recipe)
+    """Preprocess into `folder` the cases that are new or changed."""
     todo = [c for c in cases if not _is_current(folder, c)]
     work = partial(_preprocess_case, plans=plans, configuration=configuration, folder=folder, json=dataset.dataset_json)
     for _ in map_cases(work, todo, num_processes, f"Preprocessing {dataset.name}, {configuration}"):
@@ -216,9 +217,11 @@ def _recipe(plans: PlansManager, configuration: str) -> dict[str, Any]:
     return recipe
 
 
-def _keep_only(folder: Path, cases: Sequence[Case], recipe: dict[str, Any]) -> None:
-    """Remove outputs of other recipes, of cases that are gone, of killed workers; without cases, the whole folder."""
-    path = folder / RECIPE_FILE
+def _keep_only(folder: Path, cases: Sequence[Case], recipe: dict[str, Any], path: Path) -> None:
+    """Remove outputs of other recipes, of cases that are gone, of killed workers; without cases, the whole folder.
+
+    `path` is where the recipe is written, inside the folder, so that it goes when nnU-Net replaces the folder.
+    """
     if not cases or not path.is_file() or read_json(path) != recipe:
         _remove(folder)
     if not cases:
