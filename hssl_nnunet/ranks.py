@@ -1,4 +1,4 @@
-"""Processes that `torchrun` has started, on one machine or many: their group, their devices, and the loss of one."""
+"""Processes on one machine or many: their processors; started by `torchrun`, their group, devices, and loss of one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,36 @@ if TYPE_CHECKING:
     import torch
 
 VARIABLE = "TORCHELASTIC_RUN_ID"  # set by torchrun alone; RANK and WORLD_SIZE are set by many
+# of a rank for another: while rank 0 probes alone, on up to 64 images of each domain, the others wait; torch itself
+# would give up after 10 (NCCL) or 30 minutes (gloo)
+LONGEST_WAIT = timedelta(hours=2)
+
+
+def available_cpus() -> int:
+    """Processors that this process may use: those of its SLURM allocation or container where the system knows them."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_shares(chunks_per_step: int, processes: int, plans: Path) -> None:
+    """Refuse a number of processes that cannot share the chunks of a step evenly.
+
+    Args:
+        chunks_per_step: of the corpus' plans.
+        processes: over all machines.
+        plans: the plans' file, for the error.
+
+    Raises:
+        HSSLError: the number does not divide `chunks_per_step`.
+    """
+    if chunks_per_step % processes:
+        multiple = -(-chunks_per_step // processes) * processes
+        raise HSSLError(
+            f"{chunks_per_step} chunks cannot be shared out evenly among {processes} processes. In {plans}, set "
+            f"`chunks_per_step` under `hssl`, `pretraining` to a multiple of {processes}, such as {multiple}, or "
+            "change the number of processes."
+        )
 
 
 def under_torchrun() -> bool:
@@ -47,7 +79,7 @@ def joined(device: torch.device) -> Iterator[int]:
 
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     rank, before = dist.get_rank(), signal.signal(signal.SIGTERM, _terminated)
     try:
         yield rank
@@ -74,7 +106,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _connection_was_lost(error: BaseException) -> bool:
-    """Whether an error is one of gloo's or NCCL's about a peer, and not one of the training."""
+    """Whether an error is one of gloo's or NCCL's about a peer, lost or late, and not one of the training."""
     import torch.distributed as dist
 
     said = str(error).lower()
@@ -85,7 +117,8 @@ def _connection_was_lost(error: BaseException) -> bool:
 
 def _lost(rank: int) -> HSSLError:
     return HSSLError(
-        f"Rank {rank} of {os.environ['WORLD_SIZE']} has lost another process of this run, or was told to end; its "
-        "output or log says why. To go on from the last checkpoint, start the same `torchrun` command with --c. The "
-        "number of processes may change, as long as it divides `chunks_per_step`."
+        f"Rank {rank} of {os.environ['WORLD_SIZE']} has lost another process of this run, has waited for one in vain "
+        f"({LONGEST_WAIT} h), or was told to end; its output or log says why. To go on from the last checkpoint, start "
+        "the same `torchrun` command with --c. The number of processes may change, as long as it divides "
+        "`chunks_per_step`."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,14 +13,15 @@ from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.ranks import available_cpus
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def default_processes() -> int:
-    """nnU-Net's number of worker processes (`nnUNet_def_n_proc`), but not more than there are processors."""
-    return max(1, min(int(default_num_processes), os.cpu_count() or 1))
+    """nnU-Net's number of worker processes (`nnUNet_def_n_proc`), but not more than this process may use."""
+    return max(1, min(int(default_num_processes), available_cpus()))
 
 
 def on_terminal() -> bool:
