@@ -40,8 +40,10 @@ def pretrain(
     submit: Submit = False,
 ) -> None:
     """Run hssl pretrain, through torchrun where there are several processes; queued again before the time limit."""
-    corpus = _checked(ctx, "pretrain", ctx.args)["dataset"]
-    _finish([slurm.pretraining(corpus, ctx.args, _allocation(sbatch, nodes, processes))], folder, submit)
+    typed = _checked(ctx, "pretrain", ctx.args)
+    slurm.check_processes(typed["dataset"], typed["plans_name"], nodes * processes * typed["num_gpus"])
+    script = slurm.pretraining(typed["dataset"], ctx.args, _allocation(sbatch, nodes, processes))
+    _finish([script], folder, submit)
 
 
 @slurm_app.command("finetune", context_settings=PASSED_ON, epilog="Example: hssl slurm finetune 4 3d_fullres 0 1 2 3 4")
@@ -79,7 +81,11 @@ def benchmark(
     _finish([slurm.benchmarking(ctx.args, parts, _allocation(sbatch))], folder, submit)
 
 
-@slurm_app.command("chain", epilog="Example: hssl slurm chain 900 -t 4 -t 53 --submit")
+@slurm_app.command(
+    "chain",
+    epilog='Example: hssl slurm chain 900 -t 4 -t 53 --sbatch "--time=24:00:00" --pretrain-sbatch "--gres=gpu:4" '
+    '--processes 4 --finetune-sbatch "--gres=gpu:1" --submit',
+)
 def chain(
     corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.", show_default=False)],
     targets: Annotated[
@@ -88,15 +94,34 @@ def chain(
     folds: Annotated[list[str], typer.Option("-f", metavar="FOLD", help="Folds, each with a -f.")] = DEFAULT_FOLDS,
     configuration: Annotated[str, typer.Option("-c", help="nnU-Net's configuration.")] = "3d_fullres",
     plans_name: Annotated[str, typer.Option("-p", help="Plans of the targets.")] = "nnUNetPlans",
-    sbatch: Sbatch = "",
-    nodes: Nodes = 1,
-    processes: Processes = 1,
+    sbatch: Annotated[
+        str,
+        typer.Option("--sbatch", metavar="OPTIONS", help="Options of sbatch, as one word, of all three jobs."),
+    ] = "",
+    pretrain_sbatch: Annotated[
+        str, typer.Option("--pretrain-sbatch", metavar="OPTIONS", help="More of them, of the pretraining: its GPUs.")
+    ] = "",
+    finetune_sbatch: Annotated[
+        str, typer.Option("--finetune-sbatch", metavar="OPTIONS", help="More of them, of each fold: one GPU.")
+    ] = "",
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines of the pretraining.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Its processes on each, one a GPU.")] = 1,
     folder: Folder = DEFAULT_FOLDER,
     submit: Submit = False,
 ) -> None:
     """Pretrain, seed every target, fine-tune its folds: three jobs, each after the one before."""
-    allocation = _allocation(sbatch, nodes, processes)
-    _finish(slurm.chain(corpus, targets, folds, configuration, plans_name, allocation), folder, submit)
+    slurm.check_processes(corpus, None, nodes * processes)
+    scripts = slurm.chain(
+        corpus,
+        targets,
+        folds,
+        configuration,
+        plans_name,
+        pretraining_on=_allocation(f"{sbatch} {pretrain_sbatch}", nodes, processes),
+        seeding_on=_allocation(sbatch),
+        finetuning_on=_allocation(f"{sbatch} {finetune_sbatch}"),
+    )
+    _finish(scripts, folder, submit)
 
 
 def _allocation(sbatch: str, nodes: int = 1, processes: int = 1) -> Allocation:
@@ -126,4 +151,5 @@ def _finish(scripts: Sequence[Script], folder: Path, submit: bool) -> None:
         for name, job in slurm.submit(scripts, paths).items():
             print(f"Submitted {name}: job {job}")
     else:
-        print(f"Next: {'sbatch ' + str(paths[0]) if len(paths) == 1 else 'bash ' + str(folder / 'submit.sh')}")
+        next_step = ["sbatch", str(paths[0])] if len(paths) == 1 else ["bash", str(folder / "submit.sh")]
+        print(f"Next: {shlex.join(next_step)}")

@@ -6,6 +6,7 @@ Nothing is scheduled here: a script is what `sbatch` reads, and can be edited be
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,13 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import written_whole
+from hssl_nnunet.files import read_json, written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, dataset_name, results_dir
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, dataset_name, preprocessed_dir, results_dir
+from hssl_nnunet.plan_schema import corpus_block
+from hssl_nnunet.ranks import check_shares
 
 SECONDS_BEFORE_END = 180  # for the signal; a checkpoint is on disk at any time, so nothing has to be written then
 VARIABLES = (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS, "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
-RENDEZVOUS_PORT = 29500
+# checking and fingerprinting begin anew each time: a time limit that is too short for them would requeue for ever
+MOST_REQUEUES_OF_PREPROCESSING = 5
+RENDEZVOUS_PORT = "$((10000 + SLURM_JOB_ID % 20000))"  # two jobs of one first node do not meet
+WORDS_OF_A_DIRECTIVE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # what sbatch reads as it stands
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +53,15 @@ class Script:
         name: of the job, of its script and of its logs.
         commands: words of the command of each task.
         allocation: what it runs on.
-        after: names of scripts that must have ended well before.
+        after: names of scripts that must have ended well before; where one does not, the job is cancelled.
+        most_requeues: how often it is queued again when its time is up; None = as long as it takes.
     """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
     allocation: Allocation = field(default_factory=Allocation)
     after: tuple[str, ...] = ()
+    most_requeues: int | None = None
 
 
 def pretraining(corpus: str, arguments: Sequence[str], allocation: Allocation) -> Script:
@@ -96,7 +104,8 @@ def preprocessing(arguments: Sequence[str], allocation: Allocation) -> Script:
     if not datasets:
         raise HSSLError("Name at least one dataset: hssl slurm preprocess -d DATASET...")
     commands = tuple(("hssl", "plan_and_preprocess", "-d", dataset, *rest) for dataset in datasets)
-    return Script(name="preprocess", commands=commands, allocation=allocation)
+    most = MOST_REQUEUES_OF_PREPROCESSING
+    return Script(name="preprocess", commands=commands, allocation=allocation, most_requeues=most)
 
 
 def benchmarking(arguments: Sequence[str], parts: int, allocation: Allocation) -> Script:
@@ -107,7 +116,15 @@ def benchmarking(arguments: Sequence[str], parts: int, allocation: Allocation) -
 
 
 def chain(
-    corpus: str, targets: Sequence[str], folds: Sequence[str], configuration: str, plans_name: str, alloc: Allocation
+    corpus: str,
+    targets: Sequence[str],
+    folds: Sequence[str],
+    configuration: str,
+    plans_name: str,
+    *,
+    pretraining_on: Allocation,
+    seeding_on: Allocation,
+    finetuning_on: Allocation,
 ) -> list[Script]:
     """Pretrain, then seed every target, then fine-tune each fold of each: three jobs, each after the one before.
 
@@ -117,7 +134,9 @@ def chain(
         folds: folds of each target.
         configuration: nnU-Net's configuration, of corpus and targets.
         plans_name: the targets' plans.
-        alloc: what every job runs on; seeding takes one process of one node.
+        pretraining_on: what the pretraining runs on.
+        seeding_on: what the seeding of each target runs on; it computes on a CPU.
+        finetuning_on: what each fold of each target runs on.
 
     Raises:
         HSSLError: the corpus or a target does not exist.
@@ -125,13 +144,29 @@ def chain(
     name, names = dataset_name(corpus), [dataset_name(target) for target in targets]
     run = f"{PRETRAIN_TRAINER}__{corpus_plans_name(name)}__{configuration}"
     weights = str(results_dir() / name / run / "fold_all" / "hssl.safetensors")
-    first = pretraining(corpus, [corpus, "-c", configuration], alloc)
-    single = Allocation(options=alloc.options)
-    seeds = [("hssl", "seed", "-d", n, "-w", weights, "-p", plans_name, "-c", configuration) for n in names]
-    seeding = Script(name=f"seed_{corpus}", commands=tuple(seeds), allocation=single, after=(first.name,))
-    tuning = [finetuning([n, configuration, *folds, "-p", f"{plans_name}_HSSL"], single).commands for n in names]
-    last = Script(name=f"finetune_{corpus}", commands=sum(tuning, ()), allocation=single, after=(seeding.name,))
+    first = pretraining(corpus, [corpus, "-c", configuration], pretraining_on)
+    seeds = tuple(("hssl", "seed", "-d", n, "-w", weights, "-p", plans_name, "-c", configuration) for n in names)
+    seeding = Script(name=f"seed_{corpus}", commands=seeds, allocation=seeding_on, after=(first.name,))
+    tuning = [finetuning([n, configuration, *folds, "-p", f"{plans_name}_HSSL"], finetuning_on).commands for n in names]
+    last = Script(name=f"finetune_{corpus}", commands=sum(tuning, ()), allocation=finetuning_on, after=(seeding.name,))
     return [first, seeding, last]
+
+
+def check_processes(corpus: str, plans_name: str | None, processes: int) -> None:
+    """Refuse a pretraining whose processes cannot share its steps, before it waits in a queue.
+
+    Args:
+        corpus: id or name of the corpus.
+        plans_name: its plans; None = the only ones with an `hssl` block.
+        processes: over all machines.
+
+    Raises:
+        HSSLError: they cannot, or the corpus or its plans are missing.
+    """
+    if processes > 1:
+        name = dataset_name(corpus)
+        path = preprocessed_dir() / name / f"{plans_name or corpus_plans_name(name)}.json"
+        check_shares(corpus_block(read_json(path), path).pretraining.chunks_per_step, processes, path)
 
 
 def _resuming(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -148,35 +183,16 @@ def render(script: Script, folder: Path) -> str:
         script: the job.
         folder: where its logs go.
     """
-    alloc, array = script.allocation, len(script.commands) > 1
-    options = [
-        f"--job-name=hssl_{script.name}",
-        f"--output={folder}/{script.name}_{'%A_%a' if array else '%j'}.log",
-        "--open-mode=append",
-        "--requeue",
-        f"--signal=B:USR1@{SECONDS_BEFORE_END}",
-        f"--nodes={alloc.nodes}",
-        "--ntasks-per-node=1",
-        *([f"--array=0-{len(script.commands) - 1}"] if array else []),
-        *alloc.options,
-    ]
-    exports = {v: os.environ[v] for v in VARIABLES if v in os.environ}
-    cases = [f"{i}) set -- {shlex.join(_started(words, alloc))} ;;" for i, words in enumerate(script.commands)]
+    cases = [f"{i}) set -- {shlex.join(_started(c, script.allocation))} ;;" for i, c in enumerate(script.commands)]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in options),
-        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        *(f"#SBATCH {_directive(option)}" for option in _options(script, folder)),
+        *(f"export {name}={shlex.quote(os.environ[name])}" for name in VARIABLES if name in os.environ),
         f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
         "set -m  # the command gets a process group of its own, which can be ended as a whole",
-        "# SLURM sends USR1 before the time limit: the job is queued again and goes on from its last checkpoint",
-        "again() {",
-        '  echo "Time is nearly up: queued again."',
-        '  kill -TERM -- "-$pid"; wait "$pid"',
-        '  scontrol requeue "${job:-$SLURM_JOB_ID}"',
-        "}",
-        "trap again USR1",
-        *(['export HSSL_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if alloc.nodes > 1 else []),
+        *_requeueing(script),
+        *(_meeting() if script.allocation.nodes > 1 else []),
         "case ${SLURM_ARRAY_TASK_ID:-0} in",
         *cases,
         "esac",
@@ -188,6 +204,62 @@ def render(script: Script, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _options(script: Script, folder: Path) -> list[str]:
+    array = len(script.commands) > 1
+    logs = str(folder).replace("%", "%%")  # sbatch fills in what follows a single one
+    return [
+        f"--job-name=hssl_{script.name}",
+        f"--output={logs}/{script.name}_{'%A_%a' if array else '%j'}.log",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{SECONDS_BEFORE_END}",
+        f"--nodes={script.allocation.nodes}",
+        "--ntasks-per-node=1",
+        *([f"--array=0-{len(script.commands) - 1}"] if array else []),
+        *script.allocation.options,
+    ]
+
+
+def _directive(option: str) -> str:
+    """An option as sbatch reads it from a script: not as a shell does, but by double quotes with backslashes inside."""
+    if WORDS_OF_A_DIRECTIVE.fullmatch(option):
+        return option
+    escaped = option.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _requeueing(script: Script) -> list[str]:
+    """What happens at USR1, which SLURM sends before the time limit: the job is queued again, and goes on."""
+    most = script.most_requeues
+    said = f"Time is nearly up, as {most} times before: not queued again. What is done stays; submit with more --time."
+    giving_up = [
+        f'  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {most} ]; then',
+        f'    echo "{said}"',
+        '    kill -TERM -- "-$pid"; wait "$pid"',
+        "    exit 1",
+        "  fi",
+    ]
+    return [
+        "# SLURM sends USR1 before the time limit: the job is queued again and goes on from where it was",
+        "again() {",
+        *(giving_up if most is not None else []),
+        '  echo "Time is nearly up: queued again."',
+        '  kill -TERM -- "-$pid"; wait "$pid"',
+        '  scontrol requeue "${job:-$SLURM_JOB_ID}"',
+        "}",
+        "trap again USR1",
+    ]
+
+
+def _meeting() -> list[str]:
+    """Where the nodes of a job meet, and the processors that `srun` would not hand on."""
+    return [
+        'export HSSL_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        f"export HSSL_PORT={RENDEZVOUS_PORT}",
+        '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
+    ]
+
+
 def _started(words: Sequence[str], alloc: Allocation) -> list[str]:
     """The command, through `torchrun` where it is more than one process."""
     if alloc.nodes == alloc.processes == 1:
@@ -197,9 +269,7 @@ def _started(words: Sequence[str], alloc: Allocation) -> list[str]:
     if alloc.nodes == 1:
         return [*start, "--standalone", *tail]
     # the rank of a node and the first host are known inside the step alone
-    where = (
-        f'--nnodes={alloc.nodes} --node_rank="$SLURM_NODEID" --master_addr="$HSSL_HEAD" --master_port={RENDEZVOUS_PORT}'
-    )
+    where = f'--nnodes={alloc.nodes} --node_rank="$SLURM_NODEID" --master_addr="$HSSL_HEAD" --master_port="$HSSL_PORT"'
     return ["srun", "bash", "-c", f"exec {shlex.join(start)} {where} {shlex.join(tail)}"]
 
 
@@ -224,12 +294,17 @@ def write_scripts(scripts: Sequence[Script], folder: Path) -> list[Path]:
 
 def _in_order(scripts: Sequence[Script], folder: Path) -> str:
     lines = ["#!/bin/bash", "set -e"]
+    jobs = {script.name: f"job{i}" for i, script in enumerate(scripts)}  # a name may hold what a variable's may not
     for script in scripts:
-        after = ":".join(f"${name}" for name in script.after)
-        words = ["sbatch", "--parsable", *([f"--dependency=afterok:{after}"] if after else [])]
-        lines.append(f"{script.name}=$({' '.join(words)} {shlex.quote(str(folder / f'{script.name}.sbatch'))})")
-        lines.append(f'echo "{script.name}: ${script.name}"')
+        words = ["sbatch", "--parsable", *_after([f"${{{jobs[name]}%%;*}}" for name in script.after])]
+        lines.append(f"{jobs[script.name]}=$({' '.join(words)} {shlex.quote(str(folder / f'{script.name}.sbatch'))})")
+        lines.append(f'echo {shlex.quote(script.name)}: "${jobs[script.name]}"')
     return "\n".join(lines) + "\n"
+
+
+def _after(ids: Sequence[str]) -> list[str]:
+    """Options of a job that waits for others; when one of them fails it is cancelled, else it would wait for ever."""
+    return [f"--dependency=afterok:{':'.join(ids)}", "--kill-on-invalid-dep=yes"] if ids else []
 
 
 def submit(scripts: Sequence[Script], paths: Sequence[Path]) -> dict[str, str]:
@@ -245,7 +320,7 @@ def submit(scripts: Sequence[Script], paths: Sequence[Path]) -> dict[str, str]:
         raise HSSLError("sbatch was not found. Submit on a machine of the cluster, or leave --submit away.")
     ids: dict[str, str] = {}
     for script, path in zip(scripts, paths, strict=True):
-        after = [f"--dependency=afterok:{':'.join(ids[name] for name in script.after)}"] if script.after else []
+        after = _after([ids[name] for name in script.after])
         done = subprocess.run(["sbatch", "--parsable", *after, str(path)], capture_output=True, text=True, check=False)
         if done.returncode:
             queued = f" Already queued: {', '.join(ids.values())}." if ids else ""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from typer.testing import CliRunner
 from hssl_nnunet import slurm
 from hssl_nnunet.cli import app
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.plan_schema import load_preset, pretraining_plan, to_json
 from hssl_nnunet.slurm import Allocation, Script
 
 
@@ -20,21 +25,26 @@ def tasks(script: Script) -> list[str]:
     return [" ".join(words) for words in script.commands]
 
 
-def run_as_task(text: str, folder: Path, index: int, **programs: str) -> str:
-    """Run a script by bash as a task of an array, our commands replaced by ones that print their words."""
-    for name, body in {"hssl": 'echo "hssl: $*"', **programs}.items():
+def with_programs(text: str, folder: Path, **programs: str) -> str:
+    """A script that finds programs of these bodies instead of the true ones."""
+    for name, body in programs.items():
         path = folder / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
     own = f"export PATH={Path(sys.executable).parent}:"
     assert own in text
-    text = text.replace(own, f"export PATH={folder}:")
+    return text.replace(own, f"export PATH={folder}:")
+
+
+def run_as_task(text: str, folder: Path, index: int, variables: dict[str, str] | None = None, **programs: str) -> str:
+    """Run a script by bash as a task of an array, our commands replaced by ones that print their words."""
+    text = with_programs(text, folder, **{"hssl": 'echo "hssl: $*"', **programs})
     environment = {"PATH": "/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": "7"}
     done = subprocess.run(
         ["bash", "-c", text],
         capture_output=True,
         text=True,
-        env={**environment, "SLURM_JOB_NODELIST": "n[1-2]"},
+        env={**environment, "SLURM_JOB_NODELIST": "n[1-2]", **(variables or {})},
         check=False,
     )
     assert all("Done" in line for line in done.stderr.splitlines())  # bash's own word on the ended command
@@ -79,14 +89,150 @@ def test_several_nodes_meet_at_the_first_one(tmp_path: Path) -> None:
     text = slurm.render(slurm.pretraining("900", ["900"], Allocation(nodes=2, processes=4)), tmp_path)
     programs = {
         "scontrol": "printf 'n1\\nn2\\n'",
-        "srun": 'SLURM_NODEID=1 "$@"',
+        "srun": 'echo "of $SRUN_CPUS_PER_TASK processors"; SLURM_NODEID=1 "$@"',
         "torchrun": 'echo "torchrun: $*"',
     }
-    said = run_as_task(text, tmp_path, 0, **programs)
-    assert "torchrun: --nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=n1 --master_port=29500" in said
+    variables = {"SLURM_JOB_ID": "1234567", "SLURM_CPUS_PER_TASK": "6"}
+    said = run_as_task(text, tmp_path, 0, variables, **programs)
+    assert "torchrun: --nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=n1 --master_port=24567" in said
     assert f"{Path(sys.executable).parent / 'hssl'} pretrain 900 --c" in said
+    assert "of 6 processors" in said
+    # another job whose first node is the same one; none of its processors is asked for, hence srun's default stays
+    other = run_as_task(text, tmp_path, 0, {"SLURM_JOB_ID": "1234568"}, **programs)
+    assert "--master_port=24568" in other and "of  processors" in other
     single = slurm.render(slurm.pretraining("900", ["900"], Allocation(processes=2)), tmp_path)
     assert "torchrun --nproc_per_node=2 --standalone" in single and "srun" not in single
+
+
+def asked_again(folder: Path, script: Script, restarts: int) -> tuple[int, str]:
+    """Exit code and words of a script whose time is nearly up when it has been queued again `restarts` times."""
+    programs = {"hssl": "echo begun; sleep 60", "scontrol": 'echo "scontrol $*"'}
+    text = with_programs(slurm.render(script, folder), folder, **programs)
+    environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    log = folder / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(["bash", "-c", text], env=environment, stdout=out, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while "begun" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    return process.wait(20), log.read_text()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_preprocessing_is_not_queued_again_for_ever(tmp_path: Path) -> None:
+    script = slurm.preprocessing(["-d", "4"], Allocation())
+    _, said = asked_again(tmp_path, script, slurm.MOST_REQUEUES_OF_PREPROCESSING - 1)
+    assert "scontrol requeue 7" in said
+    code, said = asked_again(tmp_path, script, slurm.MOST_REQUEUES_OF_PREPROCESSING)
+    assert code == 1 and "requeue" not in said and "more --time" in said
+    _, said = asked_again(tmp_path, slurm.pretraining("900", ["900"], Allocation()), 1000)
+    assert "scontrol requeue 7" in said
+
+
+def test_spaces_and_quotes_are_written_as_sbatch_reads_them(tmp_path: Path) -> None:
+    allocation = Allocation(options=("--mem=4G", '--comment=a "b" \\ c'))
+    lines = slurm.render(slurm.finetuning(["4", "3d_fullres", "0"], allocation), tmp_path / "two words 5%").split("\n")
+    assert f'#SBATCH "--output={tmp_path}/two words 5%%/finetune_4_%j.log"' in lines
+    assert "#SBATCH --mem=4G" in lines
+    assert r'#SBATCH "--comment=a \"b\" \\ c"' in lines
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_submitting_by_the_script_hands_on_the_ids_of_jobs_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "two words"
+    first = Script(name="pretrain_Dataset900_Two-Limbs", commands=(("true",),))
+    second = Script(name="seed_Dataset900_Two-Limbs", commands=(("true",),), after=(first.name,))
+    slurm.write_scripts([first, second], folder)
+    log, programs = tmp_path / "log", tmp_path / "bin"
+    programs.mkdir()
+    fake = programs / "sbatch"
+    fake.write_text(f'#!/bin/bash\nprintf "%s|" "$@" >> "{log}"; echo >> "{log}"; echo "$(wc -l < "{log}")0;cluster"\n')
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(folder / "submit.sh")],
+        env={"PATH": f"{programs}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [f"{first.name}: 10;cluster", f"{second.name}: 20;cluster"]
+    assert log.read_text().splitlines() == [
+        f"--parsable|{folder}/{first.name}.sbatch|",
+        f"--parsable|--dependency=afterok:10|--kill-on-invalid-dep=yes|{folder}/{second.name}.sbatch|",
+    ]
+
+
+def write_corpus_plans(nnunet_folders: dict[str, Path], **values: object) -> Path:
+    """Plans of a corpus 900, and a target 61."""
+    (nnunet_folders["nnUNet_raw"] / "Dataset061_Ball").mkdir()
+    domain = {"dataset_name": "Dataset061_Ball", "plans_name": "nnUNetPlans", "data_identifier": "d", "modality": "CT"}
+    domain |= {"groups": ["g"], "num_images": 4, "spacing": [1, 1, 1], "patch_size": [8, 8, 8], "architecture": {}}
+    pretraining = to_json(pretraining_plan(load_preset("default"), **values))
+    block = {"role": "corpus", "format_version": 1, "domains": [domain], "pretraining": pretraining}
+    path = nnunet_folders["nnUNet_preprocessed"] / "Dataset900_Corpus" / "nnUNetPlans.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"plans_name": "nnUNetPlans", "hssl": block}))
+    return path
+
+
+def hssl_slurm(folder: Path, *typed: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["slurm", typed[0], "--scripts", str(folder), *typed[1:]])
+    return result.exit_code, result.output if result.exception is None else f"{result.output}{result.exception}"
+
+
+def test_each_job_of_a_chain_gets_its_own_options(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
+    write_corpus_plans(nnunet_folders)
+    common, gpus = ("--sbatch", "--time=9 --account=us"), ("--pretrain-sbatch", "--gres=gpu:4 --time=24")
+    one = ("--finetune-sbatch", "--gres=gpu:1")
+    folder = tmp_path / "slurm"
+    code, said = hssl_slurm(folder, "chain", "900", "-t", "61", *common, *gpus, "--processes", "4", *one)
+    assert code == 0, said
+    own = {
+        name: [line.removeprefix("#SBATCH ") for line in (folder / f"{name}_900.sbatch").read_text().split("\n")]
+        for name in ("pretrain", "seed", "finetune")
+    }
+    kept = ("--time", "--account", "--gres")
+    assert {name: [line for line in lines if line.startswith(kept)] for name, lines in own.items()} == {
+        "pretrain": ["--time=9", "--account=us", "--gres=gpu:4", "--time=24"],  # sbatch takes the later one
+        "seed": ["--time=9", "--account=us"],
+        "finetune": ["--time=9", "--account=us", "--gres=gpu:1"],
+    }
+    assert "--nproc_per_node=4" in (folder / "pretrain_900.sbatch").read_text()
+    assert "torchrun" not in (folder / "finetune_900.sbatch").read_text()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("pretrain", "--nodes", "2", "--processes", "4", "900"),
+        ("pretrain", "900", "-num_gpus", "8"),
+        ("chain", "900", "-t", "61", "--processes", "8"),
+    ],
+)
+def test_processes_that_cannot_share_a_step_are_refused_before_they_wait_in_a_queue(
+    typed: tuple[str, ...], nnunet_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = write_corpus_plans(nnunet_folders, chunks_per_step=12)
+    code, said = hssl_slurm(tmp_path / "slurm", *typed)
+    assert code == 1 and not (tmp_path / "slurm").exists()
+    assert f"12 chunks cannot be shared out evenly among 8 processes. In {path}" in said
+    assert "set `chunks_per_step` under `hssl`, `pretraining` to a multiple of 8, such as 16" in said
+    plans = json.loads(path.read_text())
+    plans["hssl"]["pretraining"]["chunks_per_step"] = 16
+    path.write_text(json.dumps(plans))
+    assert hssl_slurm(tmp_path / "slurm", *typed)[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds a process to processors")
+def test_worker_processes_stay_within_the_allocation() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += "from hssl_nnunet.corpus.parallel import default_processes; print(default_processes())"
+    environment = {**os.environ, "nnUNet_def_n_proc": "8"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
 
 
 def test_options_may_come_before_the_corpus(tmp_path: Path) -> None:

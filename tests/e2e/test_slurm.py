@@ -16,6 +16,7 @@ from tiny_tasks import PLANS, PRETRAINING, TASKS, write_task
 
 from hssl_nnunet import slurm
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.slurm import Allocation, Script
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")]
 EPOCHS = 24
@@ -108,6 +109,27 @@ def test_preprocessing_then_a_chain_whose_pretraining_is_requeued(
 def test_what_sbatch_refuses_is_said(run: Callable[..., str], cluster: dict[str, str]) -> None:
     said = run("hssl", "slurm", "preprocess", "--sbatch=--partition=nowhere", "--submit", "-d", 4, code=1, **cluster)
     assert "sbatch refused" in said and "nowhere" in said
+
+
+def test_a_failed_job_takes_those_after_it_along_in_a_folder_of_any_name(
+    shell: Shell, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+    folder = tmp_path / 'two words\' "5%j"'
+    options = Allocation(options=('--comment=it\'s "one" word', "--time=9", "--time=24"))
+    first = Script(name="pretrain_My-Limbs", commands=(("false",),), allocation=options)
+    second = Script(name="seed_My-Limbs", commands=(("echo", "ran"),), after=(first.name,))
+    third = Script(name="finetune_My-Limbs", commands=(("echo", "ran"),) * 2, after=(second.name,))
+    scripts = [first, second, third]
+    ids = slurm.submit(scripts, slurm.write_scripts(scripts, folder))
+    wait_for("the end of all three", lambda: not queued(shell))
+    shown = shell("scontrol", "show", "job", ids[first.name])
+    assert 'Comment=it\'s "one" word' in shown and "TimeLimit=00:24:00" in shown
+    assert [log.name for log in folder.glob("*.log")] == [f"{first.name}_{ids[first.name]}.log"]
+    said = shell("bash", str(folder / "submit.sh"))
+    wait_for("the end of what the script submits", lambda: not queued(shell))
+    assert [line.partition(":")[0] for line in said.splitlines()] == [script.name for script in scripts]
+    assert len(list(folder.glob("*.log"))) == 2
 
 
 def test_without_slurm_submitting_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
