@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import add_trainers_to_environment, dataset_name, preprocessed_dir, results_dir, trainers_dir
-from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
-from hssl_nnunet.ranks import joined, under_torchrun
+from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block
+from hssl_nnunet.ranks import available_cpus, check_shares, joined, under_torchrun
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def set_environment() -> None:
     What the user has set stays. nnU-Net reads these variables when it is imported, so call this first.
     """
     add_trainers_to_environment()
-    if (os.cpu_count() or 1) <= SMALL_MACHINE_CORES:
+    if available_cpus() <= SMALL_MACHINE_CORES:
         os.environ.setdefault("nnUNet_def_n_proc", "1")
         os.environ.setdefault("nnUNet_n_proc_DA", "1")
 
@@ -157,11 +157,11 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def set_threads(device: torch.device) -> None:
-    """Threads as `nnUNetv2_train` sets them: all cores on a CPU (or OMP_NUM_THREADS), one beside a GPU."""
+    """Threads as `nnUNetv2_train` sets them: on a CPU all cores it may use (or OMP_NUM_THREADS), one beside a GPU."""
     import torch
 
     if device.type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or available_cpus()))
     elif device.type == "cuda":
         torch.set_num_threads(1)
         if torch.get_num_interop_threads() != 1:  # may be set only once in a process
@@ -235,6 +235,8 @@ def train(
     device = choose_device(device_name)
     _check_gpus(device, num_gpus)
     _check_torchrun(trainer, num_gpus)
+    if trainer == PRETRAIN_TRAINER:
+        _check_processes(preprocessed_dir() / dataset / f"{plans_name}.json", num_gpus)
     set_threads(device)
     from nnunetv2.run.run_training import run_training
 
@@ -329,6 +331,12 @@ def _check_torchrun(trainer: str, num_gpus: int) -> None:
         )
     if num_gpus != 1:
         raise HSSLError(f"-num_gpus {num_gpus} under torchrun: its --nproc_per_node says how many processes there are.")
+
+
+def _check_processes(plans: Path, num_gpus: int) -> None:
+    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else num_gpus
+    if processes > 1:
+        check_shares(corpus_block(read_json(plans), plans).pretraining.chunks_per_step, processes, plans)
 
 
 def _role(content: Any) -> str | None:

@@ -202,7 +202,7 @@ def test_with_a_gpu_it_is_taken():
 
 @pytest.mark.parametrize("cores, expected", [(2, "1"), (64, None)])
 def test_only_a_small_machine_gets_fewer_workers(monkeypatch, unset, nnunet_folders, cores: int, expected: str | None):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(launch, "available_cpus", lambda: cores)
     for variable in ("nnUNet_def_n_proc", "nnUNet_n_proc_DA"):
         unset(variable)
     launch.set_environment()

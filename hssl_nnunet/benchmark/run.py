@@ -24,6 +24,7 @@ from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import preprocessed_dir
+from hssl_nnunet.ranks import available_cpus
 
 LABELS_FILE, LEAKAGE_FILE, CASES_FILE = "labels.json", "leakage.json", "cases.json"
 READERS = 4  # threads that read masks
@@ -57,7 +58,7 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
 def shared_threads(workers: int) -> dict[str, str]:
     """The variable that lets `workers` jobs share the cores evenly, unless the user has set it."""
     name = "OMP_NUM_THREADS"
-    return {} if name in os.environ else {name: str(max(1, (os.cpu_count() or 1) // workers))}
+    return {} if name in os.environ else {name: str(max(1, available_cpus() // workers))}
 
 
 def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[str, list[str]]]:

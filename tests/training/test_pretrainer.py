@@ -19,6 +19,7 @@ from safetensors import safe_open
 from tiny_corpus import batch_of_all_domains, started
 from torch import nn
 
+from hssl_nnunet import launch
 from hssl_nnunet.data.crops import RawChunk
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
@@ -444,3 +445,13 @@ def test_nnunets_own_command_finds_and_runs_the_trainer(nnunet_folders: dict[str
     folder = nnunet_folders["nnUNet_results"] / tiny_corpus.CORPUS / trainer / "fold_all"
     assert (folder / "hssl.safetensors").is_file()
     assert load_checkpoint(folder / "checkpoint_final.pth")["trainer_name"] == "nnUNetTrainerHSSLPretrain"
+
+
+def test_processes_that_cannot_share_a_step_are_refused_before_they_join(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = tiny_corpus.corpus_block().pretraining.chunks_per_step
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", str(chunks + 1))
+    with pytest.raises(HSSLError, match=f"{chunks} chunks .* among {chunks + 1} processes. In .*json, set"):
+        launch.pretrain(900, device="cpu")
