@@ -81,11 +81,7 @@ def benchmark(
     _finish([slurm.benchmarking(ctx.args, parts, _allocation(sbatch))], folder, submit)
 
 
-@slurm_app.command(
-    "chain",
-    epilog='Example: hssl slurm chain 900 -t 4 -t 53 --sbatch "--time=24:00:00" --pretrain-sbatch "--gres=gpu:4" '
-    '--processes 4 --finetune-sbatch "--gres=gpu:1" --submit',
-)
+@slurm_app.command("chain", epilog='Example: hssl slurm chain 900 -t 4 -t 53 --sbatch "--gres=gpu:1" --submit')
 def chain(
     corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.", show_default=False)],
     targets: Annotated[

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hssl_nnunet.benchmark import jobs
+from hssl_nnunet.benchmark import jobs, run
 from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner, shard
 from hssl_nnunet.benchmark.run import shared_threads
 from hssl_nnunet.errors import HSSLError
@@ -237,10 +237,10 @@ def test_a_wrong_shard_is_refused(text: str) -> None:
         shard([], text)
 
 
-@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, "4"), (2, 2, "1"), (2, 5, "1"), (None, 1, "1")])
-def test_jobs_share_the_cores(monkeypatch: pytest.MonkeyPatch, cores: int | None, workers: int, threads: str) -> None:
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, "4"), (2, 2, "1"), (2, 5, "1"), (1, 1, "1")])
+def test_jobs_share_the_cores(monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: str) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(run, "available_cpus", lambda: cores)
     assert shared_threads(workers) == {"OMP_NUM_THREADS": threads}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user's word counts
     assert shared_threads(workers) == {}
