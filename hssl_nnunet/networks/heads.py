@@ -28,14 +28,17 @@ def pooled_statistics(features: Tensor, valid: Tensor, pooling: Literal["mean_ma
     features, valid = features.flatten(2), valid.flatten(2)  # (B, C, N), (B, 1, N)
     valid = valid | ~valid.any(dim=2, keepdim=True)
     if pooling == "mean":
-        return _mean(features, valid)
+        return _mean(features, _share(features, valid))
     statistics: Tensor = _Statistics.apply(features, valid)
     return statistics
 
 
-def _mean(features: Tensor, valid: Tensor) -> Tensor:
-    # a product with the mask, not a masked copy: the features of level 1 are large
-    share = valid.to(features.dtype) / valid.sum(2, keepdim=True)  # (B, 1, N)
+def _share(features: Tensor, valid: Tensor) -> Tensor:
+    """What each voxel counts in a mean, `(B, 1, N)`: a product with it needs no masked copy of the large features."""
+    return valid.to(features.dtype) / valid.sum(2, keepdim=True)
+
+
+def _mean(features: Tensor, share: Tensor) -> Tensor:
     # this way round: a row times a matrix is several times faster than a matrix times a column on a CPU
     return (share @ features.transpose(1, 2))[:, 0]
 
@@ -49,9 +52,10 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, valid: Tensor) -> Tensor:
-        mean = _mean(features, valid)
+        share = _share(features, valid)
+        mean = _mean(features, share)
         copy = features - mean[..., None]  # one copy for both: memory is what this costs
-        deviation = (_mean(copy.square_(), valid) + 1e-5).sqrt()  # 1e-5: gradient at variance 0
+        deviation = (_mean(copy.square_(), share) + 1e-5).sqrt()  # 1e-5: gradient at variance 0
         nowhere = torch.zeros_like(valid, dtype=features.dtype).masked_fill(~valid, -torch.inf)
         maximum, where = torch.add(features, nowhere, out=copy).max(2)
         ctx.save_for_backward(features, valid, mean, deviation, where)
