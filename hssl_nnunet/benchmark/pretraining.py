@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from hssl_nnunet.benchmark.leakage import contents_of
 from hssl_nnunet.benchmark.shuffled_groups import shuffled_groups
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
@@ -80,6 +81,7 @@ def _corpus(
         plans_name=plan.plans_name,
         configuration=plan.configuration,
         exclude_file=_exclusions(workspace, plan, splits, target),
+        exclude_contents=_contents_kept_out(plan, splits if target is None else {target: splits[target]}),
         patient_regex=regexes,
         num_processes=default_processes(),
         pretraining_overrides=merged(dict(plan.pretraining), arm.pretraining),
@@ -124,6 +126,12 @@ def _exclusions(
     with written_whole(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _contents_kept_out(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> set[str]:
+    """Content hashes of the test cases: a domain that is no target may show a copy under another name."""
+    contents = contents_of(plan, list(splits))
+    return {h for name, split in splits.items() for case in split.kept_out for h in contents[name].get(case, ())}
 
 
 def excluded_cases(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], domains: tuple[str, ...]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def build_corpus(
     configuration: str = "3d_fullres",
     hierarchy_file: str | Path | None = None,
     exclude_file: str | Path | None = None,
+    exclude_contents: Collection[str] = (),
     patient_regex: Sequence[str] = (),
     num_processes: int = 1,
     pretraining_overrides: Mapping[str, Any] | None = None,
@@ -96,6 +97,7 @@ def build_corpus(
         configuration: configuration of these plans that every domain was preprocessed for.
         hierarchy_file: see `hierarchy.HierarchyFile`; None = MSD table, else derived.
         exclude_file: see `patients.excluded_subjects`.
+        exclude_contents: content hashes of images that no domain may show, nor another image of such a patient.
         patient_regex: `DATASET=REGEX` for each dataset whose case names are not its patients, as `54=(.*)_`.
         num_processes: processes that read raw images.
         pretraining_overrides: values of `PretrainingPlan` that differ from the preset's; nested keys merge.
@@ -110,7 +112,7 @@ def build_corpus(
     body = deepest(sources)
     pretraining = pretraining_plan(preset_of_plans(body.plans), **(pretraining_overrides or {}))
     patterns = parse_patient_regexes(patient_regex, [s.dataset.name for s in sources])
-    images, problems, notes = _admitted(sources, patterns, exclude_file, num_processes)
+    images, problems, notes = _admitted(sources, patterns, exclude_file, exclude_contents, num_processes)
     fingerprints = {
         s.dataset.name: _summary([i for i in images if i.candidate.domain == d]) for d, s in enumerate(sources)
     }
@@ -173,12 +175,13 @@ def _admitted(
     sources: Sequence[Source],
     patterns: Mapping[str, re.Pattern[str]],
     exclude_file: str | Path | None,
+    exclude_contents: Collection[str],
     num_processes: int,
 ) -> tuple[list[Image], list[Problem], list[str]]:
     """Images of the corpus, cases that could not be used, and notes."""
     with worker_pool(num_processes) as mapper:
         every = [c for d, s in enumerate(sources) for c in measured_candidates(d, s, patterns, mapper)]
-    remaining, exclusion_notes = without_excluded(every, exclude_file)
+    remaining, exclusion_notes = without_excluded(every, exclude_file, exclude_contents)
     images, duplicate_notes = without_duplicates(images_of(remaining, sources))
     problems = [p for c in remaining for p in c.problems]
     notes = exclusion_notes + duplicate_notes + orphan_notes(sources, every)

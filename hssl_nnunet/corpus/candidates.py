@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -130,24 +130,24 @@ def _problems(source: Source, case: Case, results: Sequence[Result], preprocesse
 
 
 def without_excluded(
-    candidates: Sequence[Candidate], exclude_file: str | Path | None
+    candidates: Sequence[Candidate], exclude_file: str | Path | None, contents: Collection[str] = ()
 ) -> tuple[list[Candidate], list[str]]:
-    """Candidates that an exclusion file leaves, and one note for each domain that loses cases.
+    """Candidates that an exclusion file and content hashes leave, and one note for each domain that loses cases.
 
     Raises:
         HSSLError: the file cannot be read, or has lines that match nothing.
     """
-    if exclude_file is None:
-        return list(candidates), []
     subjects = [
         Subject(c.dataset_name, c.case.name, c.patient, frozenset(f.content_hash for f in c.channels))
         for c in candidates
     ]
-    excluded = excluded_subjects(subjects, read_exclusions(exclude_file), exclude_file)
+    lines = read_exclusions(exclude_file) if exclude_file is not None else []
+    excluded = excluded_subjects(subjects, lines, exclude_file, contents)
     gone: dict[str, list[str]] = defaultdict(list)
     for index in sorted(excluded):
         gone[candidates[index].dataset_name].append(candidates[index].case.name)
-    notes = [f"{exclude_file} takes {len(c)} case(s) out of {name}: {', '.join(c)}." for name, c in gone.items()]
+    what = exclude_file or "Exclusion by content"
+    notes = [f"{what} takes {len(c)} case(s) out of {name}: {', '.join(c)}." for name, c in gone.items()]
     return [c for index, c in enumerate(candidates) if index not in excluded], notes
 
 

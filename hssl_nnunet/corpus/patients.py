@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,11 +92,19 @@ def read_exclusions(path: str | Path) -> list[str]:
     return lines
 
 
-def excluded_subjects(subjects: Sequence[Subject], lines: Sequence[str], source: str | Path) -> set[int]:
-    """Indices of the subjects that `lines` exclude.
+def excluded_subjects(
+    subjects: Sequence[Subject], lines: Sequence[str], source: str | Path | None, contents: Collection[str] = ()
+) -> set[int]:
+    """Indices of the subjects that `lines` exclude, or that show an image of `contents`.
 
     Whoever is excluded takes along every case of the same patient and every case that shares an image (the same
     content hash), in every domain, and these take along theirs in turn: nothing of an excluded person stays.
+
+    Args:
+        subjects: every case.
+        lines: of an exclusion file.
+        source: the file, for the error.
+        contents: content hashes that nothing may show; they need not occur.
 
     Raises:
         HSSLError: lines that match no case, all of them listed.
@@ -113,7 +121,8 @@ def excluded_subjects(subjects: Sequence[Subject], lines: Sequence[str], source:
             f"--exclude {source}: no case of the corpus matches {', '.join(map(repr, idle))}. "
             f"Expected {FORMS}, of {', '.join(names)}."
         )
-    return _with_relatives(subjects, set().union(*hits.values()))
+    copies = {i for i, subject in enumerate(subjects) if not subject.hashes.isdisjoint(contents)}
+    return _with_relatives(subjects, copies.union(*hits.values()))
 
 
 def _keys(subject: Subject) -> list[str]:

@@ -275,6 +275,15 @@ def test_exclusion_reaches_patients_and_copies_in_every_domain(folders, tmp_path
     assert any(f"takes 1 case(s) out of {HIPPOCAMPUS}: h_3" in n for n in report.notes)
 
 
+def test_a_copy_of_an_excluded_image_is_left_out_under_any_name(folders):
+    rows = read_manifest(build().folder / "manifest.csv")
+    content = next(r.content_hash for r in rows if r.case == "p1_a")
+    report = build(exclude_contents={content, "of no image"}, overwrite=True)
+    left = read_manifest(report.folder / "manifest.csv")
+    assert keys(left) == [key for key in keys(rows) if key[1] != "p1_a"]
+    assert any(f"takes 1 case(s) out of {BRAIN}: p1_a" in n for n in report.notes)
+
+
 def test_the_second_copy_of_an_image_is_left_out(folders):
     write_image(folders.raw / BRAIN / "imagesTr" / "p1_b_0000.nii.gz", 2)  # the voxels of h_2
     report = build()

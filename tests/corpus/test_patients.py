@@ -82,6 +82,13 @@ def test_a_line_takes_the_patient_and_the_copies_along(line, excluded):
     assert excluded_subjects(SUBJECTS, [line], "ex.txt") == excluded
 
 
+def test_contents_take_the_patient_along_and_need_not_occur():
+    subjects = [subject(CT, "a", "p", "h1"), subject(CT, "b", "p", "h2"), subject(CT, "c", "q", "h3", "h4")]
+    assert excluded_subjects(subjects, [], None, {"h1", "nowhere"}) == {0, 1}
+    assert excluded_subjects(subjects, ["a"], "ex.txt", {"h4"}) == {0, 1, 2}
+    assert excluded_subjects(subjects, [], None, {"nowhere"}) == set()
+
+
 def test_lines_that_match_nothing_are_all_listed():
     lines = ["STS_001", "STS_009", "52:SC_1_ED", "patient:SC_1_ED", "hash:h9", "3:STS_001"]
     with pytest.raises(HSSLError) as error:
