@@ -103,8 +103,9 @@ def contents_of(plan: BenchmarkPlan, names: Sequence[str]) -> dict[str, dict[str
     Images are measured as `hssl corpus` does it, once: what it has measured before is not read again.
     """
     hashes: dict[str, dict[str, list[str]]] = {}
+    sources = read_sources(list(names), plan.plans_name, plan.configuration) if names else []
     with worker_pool(default_processes()) as mapper:
-        for index, source in enumerate(read_sources(list(names), plan.plans_name, plan.configuration)):
+        for index, source in enumerate(sources):
             candidates = measured_candidates(index, source, patterns_of(plan), mapper)
             labelled = [c for c in candidates if c.labelled]  # imagesTs may hold a case of the same name
             hashes[source.dataset.name] = {c.case.name: [f.content_hash for f in c.channels] for c in labelled}
