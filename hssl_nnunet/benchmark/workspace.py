@@ -1,7 +1,8 @@
 """A benchmark's own view of nnU-Net's folders: the user's preprocessed data by link, with splits and plans of its own.
 
 `<folder>/nnUNet_preprocessed/<Dataset>` links to everything in the user's folder but its splits and seeded plans, so
-that no voxel is copied and nothing of the user's is written. Results go to `<folder>/nnUNet_results`.
+that no voxel is copied and nothing of the user's is changed; only what `hssl corpus` too keeps there of measured images
+grows. Results go to `<folder>/nnUNet_results`.
 """
 
 from __future__ import annotations
