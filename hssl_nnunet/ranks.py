@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -86,12 +85,13 @@ def joined(device: torch.device) -> Iterator[int]:
         dist.barrier()
     except (RuntimeError, SystemExit) as error:
         if isinstance(error, SystemExit) or _connection_was_lost(error):
+            # `torchrun` tells each rank that is left to end: that must not cut off the message of one that already does
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise _lost(rank) from error
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if sys.exc_info()[0] is None:  # a broken group would only wait for the lost one
-            dist.destroy_process_group()
+    # the group is broken after an error, and would only wait for the lost process
+    signal.signal(signal.SIGTERM, before)
+    dist.destroy_process_group()
 
 
 def own_device(device: torch.device) -> torch.device:

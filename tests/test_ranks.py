@@ -24,6 +24,19 @@ with ranks.joined(torch.device("cpu")) as rank:
     dist.all_reduce(torch.zeros(1))
 """
 
+# the lost connection is noticed first; `torchrun` ends this rank before its error is printed
+TOLD_TO_END_MEANWHILE = """
+import os, signal, torch
+from hssl_nnunet import ranks
+from hssl_nnunet.errors import HSSLError
+try:
+    with ranks.joined(torch.device("cpu")):
+        raise RuntimeError("Connection closed by peer")
+except HSSLError as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error)
+"""
+
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
@@ -63,6 +76,12 @@ def test_a_rank_that_waits_in_vain_says_so(group: dict[str, str]) -> None:
     assert (
         "HSSLError: Rank 1 of 2 has lost another process of this run, has waited for one in vain (0:00:03 h)" in said[1]
     )
+
+
+def test_the_end_of_a_run_does_not_cut_off_the_message_of_a_rank(group: dict[str, str]) -> None:
+    command = [sys.executable, "-c", TOLD_TO_END_MEANWHILE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and "Rank 0 of 1 has lost another process" in done.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds a process to processors")
