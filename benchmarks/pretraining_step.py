@@ -18,17 +18,14 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from common import about, corpus_parser, pretrainer, ratios, synchronise
+from common import about, corpus_parser, pretrainer, ratios
+from hardware import ceilings, reached, timed
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from hssl_nnunet.data.crops import read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan
@@ -49,7 +46,7 @@ def main() -> None:
     trainer.plan = replace(trainer.plan, images_per_chunk=args.images_per_chunk or trainer.plan.images_per_chunk)
     trainer.initialize()
     told = about(args.device, args.threads)
-    found = ceilings(trainer, args.steps)
+    found = ceilings(args.device, precision.compute_dtype(trainer.plan.precision, args.device), args.steps + 2)
     chosen = used(trainer) if args.domains is None else args.domains
     domains = {trainer.corpus.domains[d].dataset_name: of_domain(trainer, d, args.steps, found) for d in chosen}
     compiled = trainer._do_i_compile()
@@ -85,11 +82,10 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(steps + 1):
         for name, part in parts.items():
-            took = timed(trainer, part)
+            took = timed(trainer.device, part)
             if turn:  # the first one warms up
                 seconds[name].append(took)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    flops, moved = counted(parts["pure_network"])
     result = {
         "images": len(raw.rows),
         "crop_size": list(trainer.geometries[domain].crop_size),
@@ -99,11 +95,7 @@ def of_domain(trainer: Any, domain: int, steps: int, found: dict[str, float]) ->
         "heads_share": round(middle["heads"] / middle["step"], 4),
         "reconstruction_share": round(middle["reconstruction"] / middle["step"], 4),
         "views_share": round(middle["views"] / middle["step"], 4),
-        "gflop": round(flops / 1e9, 2),
-        "gflop_per_s": round(flops / middle["pure_network"] / 1e9, 1),
-        "of_convolution_ceiling": round(flops / middle["pure_network"] / 1e9 / found["convolution_gflop_per_s"], 3),
-        "gb_per_s": round(moved / middle["pure_network"] / 1e9, 2),
-        "of_copy_ceiling": round(moved / middle["pure_network"] / 1e9 / found["copy_gb_per_s"], 3),
+        **reached(parts["pure_network"], middle["pure_network"], found),
     }
     print(trainer.corpus.domains[domain].dataset_name, {k: v for k, v in result.items() if not k.endswith("_s")})
     return result
@@ -116,7 +108,10 @@ def of_all(trainer: Any, domains: list[int], steps: int) -> dict[str, Any]:
     networks = [pure_network(trainer, chunk) for chunk in chunks]
     seconds: tuple[list[float], list[float]] = [], []
     for turn in range(steps + 1):
-        took = timed(trainer, lambda: step(trainer, raws, chunks)), sum(timed(trainer, run) for run in networks)
+        took = (
+            timed(trainer.device, lambda: step(trainer, raws, chunks)),
+            sum(timed(trainer.device, run) for run in networks),
+        )
         for values, value in zip(seconds, took, strict=True):
             values.extend([round(value, 4)] if turn else [])  # the first one warms up
     result = {"step_s": seconds[0], "pure_networks_s": seconds[1], "step_over_pure": ratios(*seconds)}
@@ -230,59 +225,6 @@ def optimiser(trainer: Any) -> Callable[[], None]:
         trainer.optimizer.zero_grad(set_to_none=True)
 
     return run
-
-
-def timed(trainer: Any, part: Callable[[], Any]) -> float:
-    synchronise(trainer.device)
-    begin = time.perf_counter()
-    part()
-    synchronise(trainer.device)
-    return time.perf_counter() - begin
-
-
-class Bytes(TorchDispatchMode):
-    """Counts the bytes that operations read and write; views and shapes move nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.moved = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = filter(torch.is_tensor, tree_leaves((args, kwargs, out)))
-            self.moved += sum(t.numel() * t.element_size() for t in tensors)
-        return out
-
-
-def counted(part: Callable[[], None]) -> tuple[int, int]:
-    """Floating point operations and bytes of a part."""
-    with FlopCounterMode(display=False) as flops:
-        part()
-    with Bytes() as sizes:
-        part()
-    return flops.get_total_flops(), sizes.moved
-
-
-def ceilings(trainer: Any, steps: int) -> dict[str, float]:
-    """A large convolution (forward), a matrix product and a copy."""
-    device = trainer.device
-    edge, width, side = (64, 64, 2048) if device.type == "cpu" else (128, 128, 8192)
-    with precision.autocast(trainer.plan.precision, device):
-        one = torch.ones(1, 1, device=device)
-        dtype = (one @ one).dtype
-    image = torch.randn(1, width, *[edge] * 3, device=device, dtype=dtype).to(memory_format=torch.channels_last_3d)
-    kernel = torch.randn(width, width, 3, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last_3d)
-    square, block = torch.randn(side, side, device=device, dtype=dtype), torch.randn(2**26, device=device)
-    target = torch.empty_like(block)
-    work: dict[str, tuple[float, Callable[[], Any]]] = {
-        "convolution_gflop_per_s": (2 * image.numel() * width * 27, lambda: torch.conv3d(image, kernel, padding=1)),
-        "matmul_gflop_per_s": (2 * side**3, lambda: square @ square),
-        "copy_gb_per_s": (2 * block.numel() * block.element_size(), lambda: target.copy_(block)),
-    }
-    with torch.no_grad():
-        best = {name: min(timed(trainer, part) for _ in range(steps + 2)) for name, (_, part) in work.items()}
-    return {name: round(amount / best[name] / 1e9, 1) for name, (amount, _) in work.items()}
 
 
 def arguments() -> argparse.Namespace:

@@ -5,7 +5,9 @@
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
 The trainers step on the same real batches, in turn (A B A B), in one process, each `--block` steps in a row without
 waiting for the device between them; the ratio is taken pair by pair. A step's parts, measured afterwards, are the gaps
-between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. The curves train
+between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. Its floating point
+operations are counted by torch, its bytes as the size of what every operation reads and writes; the ceilings are a
+convolution, a matrix product and a copy, measured beside it in the arm's precision. The curves train
 the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another
 start, which shows the noise. nnU-Net compiles the networks on a GPU unless `nnUNet_compile` is `f`.
 """
@@ -25,19 +27,23 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from common import about, as_in_training, corpus_parser, ratios, synchronise
+from hardware import ceilings, reached
 
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, preset_of_plans, to_json
-from hssl_nnunet.training.precision import describe
+from hssl_nnunet.training.precision import compute_dtype, describe
 
 set_environment()
 os.environ["nnUNet_results"] = tempfile.mkdtemp()
 
 from nnunetv2.run.run_training import get_trainer_from_args  # noqa: E402  reads the environment when imported
 
+from hssl_nnunet.training.finetuner import HSSLFinetuner  # noqa: E402
+
 STOCK_TRAINER = "nnUNetTrainer"
+SEED = 0  # of every network's first weights; nnU-Net's loader draws from the system
 
 
 def main() -> None:
@@ -49,6 +55,7 @@ def main() -> None:
         "command": f"python {shlex.join(sys.argv)}",
         **about(args.device, args.threads),
         "compiled": args.device.type == "cuda" and os.environ.get("nnUNet_compile", "t").lower() in ("true", "1", "t"),
+        "seed": SEED,
         "step": step_times(name, args.plans, args.device, args.steps, args.block),
     }
     write_json(args.out, result)
@@ -58,6 +65,7 @@ def main() -> None:
 
 
 def trainer(kind: str, dataset: str, plans: str, device: torch.device) -> object:
+    torch.manual_seed(SEED)
     built = get_trainer_from_args(dataset, "3d_fullres", 0, kind, plans, device=device)
     built.initialize()
     return built
@@ -102,6 +110,7 @@ def step_times(dataset: str, plans: str, device: torch.device, steps: int, block
         **{f"{arm}_s": [round(s, 4) for s in values] for arm, values in seconds.items()},
         **{f"stock_over_{arm}": ratios(seconds["stock"], seconds[arm], 2) for arm in list(arms)[1:]},
         "parts_s": {arm: Parts(built, device).medians(batches * (steps + 1)) for arm, built in arms.items()},
+        "work": {arm: work(built, batches[0], seconds[arm], device) for arm, built in arms.items()},
         "wait_for_a_batch_s": round(statistics.median(waited[1:]), 4),
     }
 
@@ -114,6 +123,19 @@ def time_of_a_step(built: object, batches: list[dict[str, object]], device: torc
         built.train_step(dict(batch))
     synchronise(device)
     return (time.perf_counter() - begin) / len(batches)
+
+
+def work(built: object, batch: dict[str, object], seconds: list[float], device: torch.device) -> dict[str, object]:
+    """What a trainer's step reaches, against the ceilings in its precision."""
+    found = ceilings(device, dtype_of(built, device), repeats=5)
+    return {**reached(lambda: built.train_step(dict(batch)), statistics.median(seconds), found), "ceilings": found}
+
+
+def dtype_of(built: object, device: torch.device) -> torch.dtype:
+    """Type in which a trainer's convolutions run; stock casts on a GPU alone."""
+    if isinstance(built, HSSLFinetuner):
+        return compute_dtype(built.plan.precision, device)
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 class Parts:
