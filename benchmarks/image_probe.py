@@ -22,7 +22,7 @@ from hssl_nnunet.data.split import held_out_rows
 from hssl_nnunet.files import write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.training.monitor import few_of_each_domain
-from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
 
 def main() -> None:

@@ -269,6 +269,21 @@ def export(
     print(f"Wrote {export_model(dataset, configuration, plans_name, trainer, folds, output, checkpoint)}")
 
 
+@app.command("import", epilog="Example: hssl import checkpoint_final.pth -o rival.safetensors")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="Of nnU-Net, or of nnssl.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The weights file.", show_default=False)],
+) -> None:
+    """Make a weights file of another checkpoint, to seed any target with, or to compare with in a benchmark."""
+    from hssl_nnunet.transfer.import_checkpoint import import_checkpoint
+
+    done = import_checkpoint(checkpoint, output)
+    print(f"Took {len(done.taken)} parameters, without {len(done.absent)} of the decoder that are not there.")
+    if done.ignored:
+        print(f"Left out {len(done.ignored)} tensors that no target takes, such as {done.ignored[0]}.")
+    print(f"Wrote {output}")
+
+
 @app.command(epilog="Example: hssl inspect hssl.safetensors")
 def inspect(file: Annotated[Path, typer.Argument(help="A weights file.", show_default=False)]) -> None:
     """Show what a weights file holds: domains, hierarchy, images seen, loss curves, versions, citation."""

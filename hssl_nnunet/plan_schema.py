@@ -212,8 +212,9 @@ class DomainPlan:
         modality: `CT`, `MR`, `PET`, ... from the channel names.
         groups: the groups this domain belongs to, from the finest level of the hierarchy to the coarsest; every
             domain has the same number of levels. Edit by hand where the derived ones are wrong.
-        num_images: images (channels counted apart) in the manifest.
-        spacing: mm per voxel along the axes of the preprocessed arrays (after `transpose_forward`).
+        num_images: images (channels counted apart) in the manifest; 0 where that is not known, as of imported weights.
+        spacing: mm per voxel along the axes of the preprocessed arrays (after `transpose_forward`); empty where that is
+            not known.
         patch_size: the plan's patch in voxels; two entries for a 2d configuration.
         architecture: the plan's `architecture` entry, untouched.
     """
@@ -223,7 +224,7 @@ class DomainPlan:
     data_identifier: str
     modality: str
     groups: Annotated[tuple[str, ...], Field(min_length=1)]
-    num_images: Count
+    num_images: Index
     spacing: tuple[Positive, ...]
     patch_size: tuple[Count, ...]
     architecture: dict[str, Any]

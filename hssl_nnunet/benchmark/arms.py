@@ -63,6 +63,8 @@ def known_arms() -> dict[str, Arm]:
 def chosen_arms(names: Sequence[str], own: Mapping[str, Arm]) -> dict[str, Arm]:
     """Arms by name; `external:PATH` is any weights file, fine-tuned like the others, and called `external_<stem>`.
 
+    Of a checkpoint of nnU-Net or nnssl it is what `hssl import` made of it.
+
     Args:
         names: the arms, as typed.
         own: arms of the user's own, beside those that ship.
@@ -112,5 +114,7 @@ def _known(name: str, known: Mapping[str, Arm]) -> Arm:
 def _external(text: str) -> tuple[str, Arm]:
     path = Path(text.removeprefix(EXTERNAL)).resolve()
     if not path.is_file():
-        raise HSSLError(f"Arm {text}: {path} does not exist. Name a weights file, as `hssl pretrain` writes it.")
+        raise HSSLError(
+            f"Arm {text}: {path} does not exist. Name a weights file, as `hssl pretrain` or `hssl import` writes it."
+        )
     return f"external_{path.stem}", Arm(description=f"weights of {path.name}", weights_file=str(path))

@@ -156,7 +156,7 @@ def arm_finetuning(workspace: Workspace, plan: BenchmarkPlan, arm: Arm, run: Run
 
 def _training_seconds(output: Path) -> float:
     """Wall time of the epochs, from the log in the last checkpoint."""
-    from hssl_nnunet.transfer.export import load_checkpoint
+    from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
     log = load_checkpoint(output / "checkpoint_final.pth")["logging"]
     pairs = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)

@@ -54,7 +54,8 @@ def checked(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: Datase
             f"{weights} was pretrained on test cases or patients of {dataset_name}: {', '.join(seen)}. Leave copies "
             "out of the domains, or start a benchmark in another folder with `-o`."
         )
-    return LeakageCheck(images=len(metadata.images), test_cases=len(split.kept_out))
+    images = None if metadata.images is None else len(metadata.images)
+    return LeakageCheck(images=images, test_cases=len(split.kept_out))
 
 
 def overlap(
@@ -71,7 +72,7 @@ def overlap(
         contents: dataset name -> case -> content hashes of its channels.
         patterns: the benchmark's patient regexes by dataset name; the weights' own may have been others.
     """
-    patients = {name for image in metadata.images for name in _patients(image, patterns)}
+    patients = {name for image in metadata.images or () for name in _patients(image, patterns)}
     seen = []
     for name, split in splits.items():
         cases = set(seen_cases(metadata, name, split.kept_out, contents.get(name, {})))

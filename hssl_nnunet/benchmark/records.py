@@ -64,11 +64,12 @@ class LeakageCheck:
     """The comparison of a run's weights with its test cases, by name, content and patient; nothing overlapped.
 
     Attributes:
-        images: images that the weights were learned from.
+        images: images that the weights were learned from; null where they do not say, so that no more than the names
+            of their datasets could be compared.
         test_cases: cases of the target that no weights may have seen.
     """
 
-    images: int
+    images: int | None
     test_cases: int
 
     __pydantic_config__ = STRICT

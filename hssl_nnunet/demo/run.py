@@ -345,7 +345,7 @@ def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
 
 
 def _validation_curve(folder: Path) -> list[float]:
-    from hssl_nnunet.transfer.export import load_checkpoint
+    from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
     return [float(dice) for dice in load_checkpoint(folder / "checkpoint_final.pth")["logging"]["mean_fg_dice"]]
 

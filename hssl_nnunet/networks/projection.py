@@ -9,7 +9,8 @@ in a deeper network). A matched tensor is then brought to the network's kernel b
 * convolution, thicker kernel: the centre taps, zero outside.
 * transposed convolution (kernel = stride): the mean over the taps that fall together; for stride 1 over the axis.
 * 2D network: as a 3D kernel of depth 1, the depth axis dropped.
-* stem of C channels: the one-channel stem repeated and divided by C.
+* stem of C channels: the one-channel stem repeated and divided by C. Imported weights may have a stem of more channels:
+  an equal number is copied, else they are added up first, which is the response to one image in all of them.
 
 Because the map is linear, pretraining back-propagates through it into the shared weights.
 """
@@ -57,6 +58,7 @@ class Entry:
 _ENCODER = re.compile(r"encoder\.stages\.(\d+)\.(.+)")
 _DECODER = re.compile(r"decoder\.(stages|transpconvs|seg_layers)\.(\d+)\.(.+)")
 _DECODER_WORDS = {"stages": "", "transpconvs": "transpconv.", "seg_layers": "segmentation."}
+_STEM = re.compile(r"encoder\.(stem|0\.0)\.convs\.0\.conv\.weight")
 _SKIP_CONV = re.compile(r"\.skip\.\d+\.")
 
 
@@ -118,9 +120,10 @@ def _decide(role: str, shape: tuple[int, ...], shared: Sequence[int] | None) -> 
         return "fresh", f"width {shape[0]}, pretrained with {shared[0]}"
     steps = []
     if shape[:2] != shared[:2]:
-        if shape[0] != shared[0] or shared[1] != 1:
+        if shape[0] != shared[0] or not _STEM.fullmatch(role):
             return "fresh", f"width {shape[1]} -> {shape[0]}, pretrained with {shared[1]} -> {shared[0]}"
-        steps.append(f"one-channel stem repeated {shape[1]} times and divided by {shape[1]}")
+        one = "one-channel stem" if shared[1] == 1 else f"stem's {shared[1]} channels added up,"
+        steps.append(f"{one} repeated {shape[1]} times and divided by {shape[1]}")
     kernel, full = _as_3d(shape[2:]), shared[2:]
     if kernel != full:
         rule = _transposed_rule(kernel, full) if is_transposed(role) else _convolution_rule(kernel, full)
@@ -173,7 +176,7 @@ def adapt(shared: Tensor, entry: Entry) -> Tensor:
         if result.shape[axis] != size:
             result = along_axis(result, axis, size)
     if result.shape[1] != entry.shape[1]:
-        result = result.expand(-1, entry.shape[1], -1, -1, -1) / entry.shape[1]
+        result = result.sum(1, keepdim=True).expand(-1, entry.shape[1], -1, -1, -1) / entry.shape[1]
     result = result.reshape(entry.shape)
     if not shared.is_contiguous(memory_format=torch.channels_last_3d):
         return result

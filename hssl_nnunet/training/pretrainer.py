@@ -34,7 +34,7 @@ from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.pictures import plot_curves
 from hssl_nnunet.training.schedule import EpochSchedule, warmup_poly
 from hssl_nnunet.training.steps import ChunkPreparer
-from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, save_weights
 from hssl_nnunet.versions import versions
 

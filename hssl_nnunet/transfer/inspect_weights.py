@@ -45,13 +45,14 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 
 def _run(path: str | Path, metadata: WeightsMetadata) -> Table:
     table = Table(title=escape(str(path)), title_justify="left", show_header=False)
-    patients = {(image.dataset_name, image.patient) for image in metadata.images}
+    planned = "" if metadata.pretraining is None else f" of {metadata.pretraining.num_epochs}"
     rows = {
         "network": f"{metadata.family}, {metadata.dim}d",
-        "epochs": f"{metadata.epochs_done} of {metadata.pretraining.num_epochs}",
-        "images seen": f"{len(metadata.images)} of {len(patients)} patients in {len(metadata.domains)} domains",
+        "epochs": f"{metadata.epochs_done}{planned}",
+        "images seen": _images(metadata),
+        "imported from": metadata.origin or "not imported",
         "created": metadata.created,
-        "seed": str(metadata.seed),
+        "seed": "not known" if metadata.seed is None else str(metadata.seed),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(metadata.versions.items())),
         "licence": metadata.licence or "not stated",
         "citation": metadata.citation or "not stated",
@@ -62,15 +63,22 @@ def _run(path: str | Path, metadata: WeightsMetadata) -> Table:
     return table
 
 
+def _images(metadata: WeightsMetadata) -> str:
+    if metadata.images is None:
+        return "not known"
+    patients = {(image.dataset_name, image.patient) for image in metadata.images}
+    return f"{len(metadata.images)} of {len(patients)} patients in {len(metadata.domains)} domains"
+
+
 def _domains(metadata: WeightsMetadata) -> Table:
     table = Table("domain", "modality", "groups", "images", "spacing (mm)", "patch", "stages", title="Domains")
-    seen = Counter(image.dataset_name for image in metadata.images)
+    seen = Counter(image.dataset_name for image in metadata.images or ())
     for domain in metadata.domains:
         table.add_row(
             domain.dataset_name,
             escape(domain.modality),
             escape(" < ".join(domain.groups)),
-            str(seen[domain.dataset_name]),
+            str(seen[domain.dataset_name]) if metadata.images is not None else "not known",
             " ".join(f"{s:.3g}" for s in domain.spacing),
             " ".join(map(str, domain.patch_size)),
             str(Topology.from_architecture(domain.architecture).n_stages),

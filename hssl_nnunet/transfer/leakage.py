@@ -23,7 +23,7 @@ def seen_cases(
     """Cases of a target that were among the images of a pretraining.
 
     A case was seen if pretraining had the case of this name in this dataset, or an image of the same content under
-    whatever name.
+    whatever name. Of weights whose images are not known, it counts as seen if they were learned from this dataset.
 
     Args:
         metadata: what the weights were learned from.
@@ -34,6 +34,8 @@ def seen_cases(
     Returns:
         The seen cases, sorted.
     """
+    if metadata.images is None:
+        return sorted(cases) if dataset_name in {domain.dataset_name for domain in metadata.domains} else []
     names = {image.case for image in metadata.images if image.dataset_name == dataset_name}
     contents = {image.content_hash for image in metadata.images}
     return sorted({case for case in cases if case in names or not contents.isdisjoint(hashes.get(case, ()))})
@@ -84,6 +86,9 @@ def leakage_notes(metadata: WeightsMetadata, dataset_name: str, folder: Path) ->
     """
     cases, hashes = validation_cases(folder), content_hashes(folder)
     seen = seen_cases(metadata, dataset_name, cases, hashes)
+    if metadata.images is None:
+        of_this = f"of this very dataset, possibly of all its {len(cases)} validation cases" if seen else "not known"
+        return [f"which images the imported weights have seen is {of_this}: {metadata.origin}."]
     if not seen and set(cases) <= hashes.keys():
         return []
     if not seen:

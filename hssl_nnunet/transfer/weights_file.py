@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 HEADER_KEY = "hssl"
 SHARED, HEADS = "shared.", "heads."
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive, as torch.save writes it, and a bare pickle
-REMEDY = "Give the `hssl.safetensors` that `hssl pretrain` wrote."
+REMEDY = "Give the `hssl.safetensors` that `hssl pretrain` wrote, or what `hssl import` made of another checkpoint."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,30 +59,32 @@ class WeightsMetadata:
         family: network family, `PlainConvUNet` or `ResidualEncoderUNet`.
         dim: spatial axes of the pretraining networks, 2 or 3.
         domains: the corpus' domains, with topologies and hierarchy.
-        pretraining: the pretraining run.
-        images: every image seen, training and held-out.
+        pretraining: the pretraining run; null in imported weights.
+        images: every image seen, training and held-out; null where that is not known, as in imported weights.
         curves: name of a curve -> its value for each epoch; nan where there is none.
         versions: package -> version.
-        seed: seed of the run.
+        seed: seed of the run; null where it is not known.
         created: time of writing, ISO 8601.
         licence: licence of the weights, as the user states it; may be empty.
         citation: how to cite them; may be empty.
         epochs_done: epochs trained.
+        origin: what the weights were imported from; empty for a pretraining's own.
     """
 
     format_version: Literal[1] = 1
     family: str
     dim: int
     domains: tuple[DomainPlan, ...]
-    pretraining: PretrainingPlan
-    images: tuple[SeenImage, ...]
+    pretraining: PretrainingPlan | None
+    images: tuple[SeenImage, ...] | None
     curves: dict[str, list[float]]
     versions: dict[str, str]
-    seed: int
+    seed: int | None
     created: str
     licence: str
     citation: str
     epochs_done: int
+    origin: str = ""
 
     __pydantic_config__ = STRICT
 

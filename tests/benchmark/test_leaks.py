@@ -100,6 +100,15 @@ def test_an_overlap_is_found_by_case_by_patient_and_by_content(plan: BenchmarkPl
     assert seen(PET, "S2", "x", "x") == seen(MR, "other", "p2", "x") == [f"{PET}:S2"]
 
 
+def test_imported_weights_are_refused_on_the_dataset_they_were_trained_on(plan: BenchmarkPlan) -> None:
+    splits = {
+        PET: split(["S1", "S4"], ["S2"], {"S1": "p1", "S2": "p2", "S4": "p4"}),
+        MR: split(["S1"], [], {"S1": "p1"}),
+    }
+    imported = SimpleNamespace(images=None, domains=[SimpleNamespace(dataset_name=PET)])
+    assert overlap(imported, splits, {}, patterns_of(plan)) == [f"{PET}:S1", f"{PET}:S4"]
+
+
 def test_patients_are_compared_by_the_benchmarks_names_too(plan: BenchmarkPlan) -> None:
     splits = {CINE: split(["A_1"], ["B_1"], {"A_1": "A", "B_1": "B"})}
 

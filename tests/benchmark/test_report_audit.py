@@ -71,6 +71,12 @@ def test_records_tell_what_was_compared_and_in_how_many_runs(tmp_path: Path) -> 
     assert "not checked" not in found["file", EVERY_TARGET]
 
 
+def test_weights_that_do_not_say_what_they_have_seen_are_not_called_compared(tmp_path: Path) -> None:
+    unknown = LeakageCheck(images=None, test_cases=18)
+    text = told(tmp_path, record_of("file", ONE, 0, unknown), record_of("file", ONE, 1, unknown))["file", EVERY_TARGET]
+    assert text.startswith("an overlap cannot be ruled out") and "2 of 2 runs" in text and "nothing found" not in text
+
+
 @pytest.mark.parametrize(("weights", "said"), [("ab" * 32, "not checked"), (None, "nothing to leak")])
 def test_an_arm_without_a_definition_is_judged_by_its_records(tmp_path: Path, weights: str | None, said: str) -> None:
     write_record(tmp_path, run(ONE, "5%", "hssl", 0, weights_sha256=weights))

@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 from tiny_tasks import FINETUNING, PLANS, PRETRAINING, TASKS, write_task
 
-from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.weights_file import read_metadata
 
 BIN = Path(sys.executable).parent

@@ -29,7 +29,7 @@ from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
 from hssl_nnunet.training.finetuner import HSSLFinetuner
 from hssl_nnunet.training.precision import compute_dtype
 from hssl_nnunet.training.vanilla import HSSLVanilla
-from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.seeding import seed_target
 from hssl_nnunet.transfer.selection import selected_state
 from hssl_nnunet.transfer.weights_file import file_sha256, load_weights

@@ -30,7 +30,7 @@ from hssl_nnunet.networks.projection import project
 from hssl_nnunet.paths import trainers_dir
 from hssl_nnunet.training import monitor, pretrainer
 from hssl_nnunet.training.pretrainer import HSSLPretrainer
-from hssl_nnunet.transfer.export import load_checkpoint
+from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.weights_file import load_weights
 
 TERMS = ("image", "task", "group", "reconstruction")

@@ -17,7 +17,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.transfer.export import CHECKPOINT_TYPES, export_model, load_checkpoint
+from hssl_nnunet.transfer.checkpoints import CHECKPOINT_TYPES, load_checkpoint
+from hssl_nnunet.transfer.export import export_model
 from hssl_nnunet.transfer.seeding import target_network
 
 TRAINER = "nnUNetTrainerHSSLFinetune"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hssl_nnunet.benchmark.records import RunRecord
+from hssl_nnunet.benchmark.records import LeakageCheck, RunRecord
 from hssl_nnunet.benchmark.report.content import Content
 from hssl_nnunet.benchmark.report.wording import count
 
@@ -15,6 +15,10 @@ NOT_RECORDED = "the comparison before each run is not recorded"
 BY_CONSTRUCTION = f"test patients are left out of the corpus by construction; {NOT_RECORDED}"
 FILE_COMPARED = f"its weights file was compared with every test set once, nothing found; {NOT_RECORDED}"
 NOT_CHECKED = "not checked"
+NOT_KNOWN = (
+    "an overlap cannot be ruled out: the imported weights do not say which images they have seen, only that their "
+    "dataset is not this one"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,14 +68,19 @@ def _compared(content: Content, arm: str) -> list[Audit]:
 def _told(records: Sequence[RunRecord], otherwise: str) -> str:
     """Of the runs of an arm on a target: what their records say was compared, and of the rest what else is known."""
     checks = [r.leakage for r in records if r.leakage is not None]
-    found = [
-        f"names, contents and patients compared before {checks.count(check)} of {count(len(records), 'run')}, nothing "
-        f"found: {count(check.images, 'image')} of the weights with {count(check.test_cases, 'test case')}"
-        for check in dict.fromkeys(checks)
-    ]
+    found = [_check(c, f"{checks.count(c)} of {count(len(records), 'run')}") for c in dict.fromkeys(checks)]
     if len(checks) < len(records):
         found.append(f"the other {count(len(records) - len(checks), 'run')}: {otherwise}" if found else otherwise)
     return "; ".join(found)
+
+
+def _check(check: LeakageCheck, runs: str) -> str:
+    if check.images is None:
+        return f"{NOT_KNOWN}; compared before {runs}"
+    return (
+        f"names, contents and patients compared before {runs}, nothing found: {count(check.images, 'image')} of the "
+        f"weights with {count(check.test_cases, 'test case')}"
+    )
 
 
 def _otherwise(content: Content, arm: str, has_weights: bool) -> str:

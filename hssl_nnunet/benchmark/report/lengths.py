@@ -57,13 +57,18 @@ def _of_values(values: Mapping[str, Any]) -> Pretrained | None:
 
 
 def file_values(path: Path) -> dict[str, Any] | None:
-    """Pretraining values of a weights file, with the epochs that were done; None where it does not lie any more."""
+    """Pretraining values of a weights file, with the epochs that were done; None where they are not known.
+
+    The file may not lie any more, or be imported.
+    """
     from hssl_nnunet.plan_schema import to_json
     from hssl_nnunet.transfer.weights_file import read_metadata
 
     try:
         metadata = read_metadata(path)
     except HSSLError:
+        return None
+    if metadata.pretraining is None:
         return None
     return {**to_json(metadata.pretraining), "num_epochs": metadata.epochs_done}
 
