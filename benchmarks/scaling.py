@@ -5,7 +5,9 @@
 Measured: `torchrun hssl pretrain` with the same global step shared by 1, 2, ... ranks of one thread each, in turn (A B
 A B), from the epoch times in their logs; the first epoch warms up. Counted, for the plan as it is: parameters, bytes of
 the gradient that DDP sums, of the embeddings that are gathered, and of the voxels that are read; and the time that the
-gradient alone takes over a link, were nothing of it hidden behind the backward pass.
+gradient alone takes over a link, were nothing of it hidden behind the backward pass. Modelled, with `--step-s`: step
+time and rates from the step of one GPU, as `pipeline.py` measured it (images per step over images per second), with the
+gradient's time hidden wholly, and added wholly.
 """
 
 from __future__ import annotations
@@ -46,15 +48,15 @@ def main() -> None:
     result = {
         "command": f"python {shlex.join(sys.argv)}",
         **about(torch.device("cpu"), 1),
-        "counted": counted(block, args.counted_ranks),
+        "counted": counted(block, args),
         "measured": measured(folder, args) if args.ranks else None,
     }
     write_json(args.out, result)
     print(result["counted"], result["measured"])
 
 
-def counted(block: CorpusBlock, ranks: list[int]) -> dict[str, Any]:
-    """Bytes of a step, with `chunks_per_step` of the plan for each rank."""
+def counted(block: CorpusBlock, args: argparse.Namespace) -> dict[str, Any]:
+    """Bytes of a step, with `chunks_per_step` of the plan for each rank; what follows from the step of one."""
     plan = block.pretraining
     parameters = sum(p.numel() for p in HSSLNetwork(block).parameters())
     geometries = [DomainGeometry.from_domain(d, plan.views) for d in block.domains]
@@ -62,13 +64,17 @@ def counted(block: CorpusBlock, ranks: list[int]) -> dict[str, Any]:
         FLOAT * math.prod(n + 2 * m for n, m in zip(g.crop_size, g.margin(plan.views), strict=True)) for g in geometries
     ]
     drawn = [d.num_images**plan.alpha for d in block.domains]  # how often a domain is
-    images = plan.chunks_per_step * plan.images_per_chunk
-    gradient = FLOAT * parameters
+    images = plan.chunks_per_step * (args.images_per_chunk or plan.images_per_chunk)
+    read = images * float(np.average(boxes, weights=drawn)) / 2**20
+    by_ranks = {n: of_ranks(n, FLOAT * parameters, images, plan.projection_width) for n in args.counted_ranks}
+    if args.step_s:
+        for n, found in by_ranks.items():
+            found["modelled"] = modelled(n, args.step_s, found["gradient_ms_at_gb_per_s"], images, read)
     return {
         "parameters": parameters,
         "images_per_rank": images,
-        "read_mib_per_rank": round(images * float(np.average(boxes, weights=drawn)) / 2**20, 2),
-        "by_ranks": {str(n): of_ranks(n, gradient, images, plan.projection_width) for n in ranks},
+        "read_mib_per_rank": round(read, 2),
+        "by_ranks": {str(n): found for n, found in by_ranks.items()},
     }
 
 
@@ -80,6 +86,16 @@ def of_ranks(n: int, gradient: int, images: int, width: int) -> dict[str, Any]:
         "gradient_ms_at_gb_per_s": {str(b): round(1e3 * sent / (b * 1e9), 2) for b in LINKS_GB_PER_S},
         "embeddings_mib_received_per_rank": round((n - 1) * images * 2 * width * FLOAT / 2**20, 3),
         "similarity_matrix_mib": round((2 * n * images) ** 2 * FLOAT / 2**20, 3),
+    }
+
+
+def modelled(n: int, step_s: float, gradient_ms: dict[str, float], images: int, read_mib: float) -> dict[str, Any]:
+    """Step time of n ranks by link, images per second of all of them, and what a rank reads; arithmetic alone."""
+    seconds = {"hidden": step_s, **{link: step_s + ms / 1e3 for link, ms in gradient_ms.items()}}
+    return {
+        "step_ms": {link: round(1e3 * s, 1) for link, s in seconds.items()},
+        "images_per_s": {link: round(n * images / s) for link, s in seconds.items()},
+        "read_mib_per_s_per_rank": round(read_mib / step_s),
     }
 
 
@@ -133,6 +149,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-p", dest="plans", default="nnUNetPlans")
     parser.add_argument("--ranks", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--counted-ranks", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--step-s", type=float, help="seconds that a step takes on one GPU")
+    parser.add_argument("--images-per-chunk", type=int, help="default: the plan's")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
