@@ -9,24 +9,36 @@ import errno
 import logging
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperCommand
 
 from hssl_nnunet import __version__
+from hssl_nnunet.cli_benchmark import benchmark_app
+from hssl_nnunet.cli_options import (
+    Configuration,
+    Configurations,
+    Continue,
+    Dataset,
+    Datasets,
+    DefaultPlans,
+    Device,
+    FoundPlans,
+    ListCommand,
+    NumGpus,
+    NumProcesses,
+    OneDataset,
+    show,
+)
 from hssl_nnunet.cli_slurm import slurm_app
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, ENV_TRAINERS, plans_dir, trainers_dir
 
 DEFAULT_CONFIGURATIONS = ["3d_fullres"]
-DEFAULT_BUDGETS = ["5%", "10%", "20%", "100%"]
-DEFAULT_ARMS = ["vanilla", "scratch", "hssl", "mae"]
-WIDTH_IN_A_FILE = 160  # rich would cut tables at 80
 
 app = typer.Typer(
     help="Hierarchical self-supervised pretraining for nnU-Net v2: many domains, one set of weights, any plan.",
@@ -36,55 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class ListCommand(TyperCommand):
-    """A command whose repeatable options also take several values after one flag, as nnU-Net's do: `-d 4 51 55`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the flags, then parse as usual."""
-        repeatable = {flag for p in self.params if getattr(p, "multiple", False) for flag in p.opts}
-        return super().parse_args(ctx, with_repeated_flags(args, repeatable))
-
-
-def with_repeated_flags(args: Sequence[str], repeatable: Collection[str]) -> list[str]:
-    """Write each of several values after a repeatable flag with a flag of its own: `-d 4 51` -> `-d 4 -d 51`.
-
-    The values of a flag end at the next word that begins with `-`, as in argparse's `nargs="+"`.
-    """
-    result: list[str] = []
-    flag, values = None, 0
-    for word in args:
-        if word.startswith("-") and word != "-":
-            flag, values = (word if word in repeatable else None), 0
-        elif flag is not None:
-            values += 1
-            if values > 1:
-                result.append(flag)
-        result.append(word)
-    return result
-
-
-Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset id or name.", show_default=False)]
-OneDataset = Annotated[str, typer.Option("-d", metavar="DATASET", help="Dataset id or name.", show_default=False)]
-Datasets = Annotated[
-    list[str], typer.Option("-d", metavar="DATASET...", help="Dataset ids or names.", show_default=False)
-]
-Configuration = Annotated[str, typer.Option("-c", help="nnU-Net's configuration.")]
-Configurations = Annotated[list[str], typer.Option("-c", metavar="CONFIGURATION...", help="nnU-Net's configurations.")]
-DefaultPlans = Annotated[str, typer.Option("-p", help="Name of the plans.")]
-FoundPlans = Annotated[
-    str | None,
-    typer.Option("-p", help="Name of the plans; default: the ones with an `hssl` block.", show_default=False),
-]
-Device = Annotated[
-    str | None, typer.Option("-device", help="cuda, cpu or mps; default: the GPU if there is one.", show_default=False)
-]
-Continue = Annotated[bool, typer.Option("--c", help="Continue from the last checkpoint.")]
-NumProcesses = Annotated[
-    int | None, typer.Option("-np", min=1, help="Processes; default: by the machine.", show_default=False)
-]
-NumGpus = Annotated[int, typer.Option("-num_gpus", min=1, help="GPUs that share the training.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -173,7 +136,7 @@ def corpus(
         num_processes=num_processes or default_processes(),
         overwrite=overwrite,
     )
-    _show(corpus_table(report))
+    show(corpus_table(report))
     for note in report.notes:
         print(f"Note: {note}")
     print(f"Wrote {report.folder}")
@@ -218,7 +181,7 @@ def seed(
     from hssl_nnunet.transfer.seeding import seed_target
 
     for report in seed_target(dataset, weights, plans_name, configurations, pth).values():
-        _show(render(report, full=True))
+        show(render(report, full=True))
 
 
 @app.command(epilog="Example: hssl finetune 4 3d_fullres 0")
@@ -289,7 +252,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A weights file.", show_de
     """Show what a weights file holds: domains, hierarchy, images seen, loss curves, versions, citation."""
     from hssl_nnunet.transfer.inspect_weights import render_inspection
 
-    _show(render_inspection(file))
+    show(render_inspection(file))
 
 
 @app.command(epilog="Example: hssl doctor")
@@ -334,117 +297,8 @@ def demo(
     raise typer.Exit(run_demo(out))
 
 
-benchmark = typer.Typer(
-    help="Compare with vanilla nnU-Net at few labels: run, status, report.",
-    epilog="Example: hssl benchmark run -d 4 -o benchmark",
-    no_args_is_help=True,
-)
-app.add_typer(benchmark, name="benchmark")
+app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(slurm_app, name="slurm")
-BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)]
-
-
-Domains = Annotated[
-    list[str] | None,
-    typer.Option("--domains", metavar="DATASET...", help="Datasets to pretrain on; default: those of -d."),
-]
-ExternalWeights = Annotated[
-    list[Path] | None, typer.Option("-w", metavar="FILE...", help="Weights files, each an arm of its own.")
-]
-Budgets = Annotated[
-    list[str], typer.Option("--budgets", metavar="BUDGET...", help="Labelled cases: a share, 5%, or a number, 9.")
-]
-TestFraction = Annotated[
-    float, typer.Option("--test_fraction", min=0.01, max=0.99, help="Share of the patients that test.")
-]
-MinCases = Annotated[int, typer.Option("--min_cases", min=1, help="Labelled cases that a share never undercuts.")]
-Tune = Annotated[bool, typer.Option("--tune", help="Score validation cases instead; the test cases stay untouched.")]
-Values = Annotated[
-    Path | None,
-    typer.Option("--values", metavar="FILE", help='JSON: {"pretraining": {}, "finetuning": {}, "arms": {}}.'),
-]
-Tolerance = Annotated[float, typer.Option("--nsd_tolerance_mm", min=0.0, help="Tolerance of the surface Dice in mm.")]
-
-
-@benchmark.command("run", cls=ListCommand, epilog="Example: hssl benchmark run -d 4 53 --budgets 5% 20% -o benchmark")
-def benchmark_run(
-    datasets: Datasets,
-    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Folder of the benchmark.", show_default=False)],
-    domains: Domains = None,
-    weights: ExternalWeights = None,
-    budgets: Budgets = DEFAULT_BUDGETS,
-    min_cases: MinCases = 1,
-    arms: Annotated[
-        list[str], typer.Option("--arms", metavar="ARM...", help="Arms; an unknown name lists the known ones.")
-    ] = DEFAULT_ARMS,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions, each with other labelled cases.")] = 3,
-    plans_name: DefaultPlans = "nnUNetPlans",
-    preset: Annotated[str | None, typer.Option("--preset", help="Plans of a preset, instead of -p.")] = None,
-    configuration: Configuration = "3d_fullres",
-    test_fraction: TestFraction = 0.3,
-    tune: Tune = False,
-    nsd_tolerance_mm: Tolerance = 1.0,
-    patient_regex: Annotated[
-        list[str] | None,
-        typer.Option("--patient_regex", metavar="DATASET=REGEX...", help="How a case's name tells the patient."),
-    ] = None,
-    values: Values = None,
-    device: Device = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs at a time.")] = 1,
-    part: Annotated[str | None, typer.Option("--shard", metavar="i/n", help="Share of this runner.")] = None,
-) -> None:
-    """Fine-tune every arm on every budget and seed and score it on a fixed test set; resumes where it stopped."""
-    from hssl_nnunet.launch import set_environment
-
-    set_environment()
-    from hssl_nnunet.benchmark.run import run_benchmark
-    from hssl_nnunet.benchmark.workspace import plan_from_options
-    from hssl_nnunet.plan_schema import load_preset
-
-    plan = plan_from_options(
-        command=shlex.join(["hssl", *sys.argv[1:]]),
-        datasets=datasets,
-        domains=domains or datasets,
-        configuration=configuration,
-        plans_name=load_preset(preset).plans_name if preset else plans_name,
-        budgets=budgets,
-        min_cases=min_cases,
-        arms=[*arms, *(f"external:{path}" for path in weights or ())],
-        seeds=seeds,
-        test_fraction=test_fraction,
-        tune=tune,
-        nsd_tolerance_mm=nsd_tolerance_mm,
-        patient_regex=patient_regex or (),
-        values_file=values,
-        device=device,
-    )
-    raise typer.Exit(run_benchmark(output, plan, jobs, part))
-
-
-@benchmark.command("status", epilog="Example: hssl benchmark status benchmark")
-def benchmark_status(folder: BenchmarkFolder) -> None:
-    """Show every job of a benchmark: pending, running, done, failed."""
-    from hssl_nnunet.benchmark.run import status_table
-
-    _show(status_table(folder))
-
-
-@benchmark.command("report", epilog="Example: hssl benchmark report benchmark")
-def benchmark_report(
-    folder: BenchmarkFolder,
-    output: Annotated[
-        Path | None, typer.Option("-o", metavar="FILE", help="The page; default: DIR/report.html.", show_default=False)
-    ] = None,
-) -> None:
-    """Write the results as one page that opens from a disk, and its numbers as JSON beside it."""
-    from hssl_nnunet.benchmark.report.page import write_report
-
-    print(f"Wrote {write_report(folder, output)}")
-
-
-def _show(renderable: Any) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_IN_A_FILE)
-    console.print(renderable)
 
 
 def _exit_with(problems: Sequence[object], code: int) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import hssl_nnunet
 from hssl_nnunet import cli, paths
+from hssl_nnunet.cli_options import with_repeated_flags
 from hssl_nnunet.errors import HSSLError
 
 GROUP = typer.main.get_command(cli.app)
@@ -77,7 +78,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     ],
 )
 def test_repeated_flags(given: str, expected: str):
-    assert cli.with_repeated_flags(given.split(), {"-d", "-c"}) == expected.split()
+    assert with_repeated_flags(given.split(), {"-d", "-c"}) == expected.split()
 
 
 def test_several_datasets_after_one_flag():

@@ -43,6 +43,8 @@ RANKS = {
     "doctor": 8,
     "demo": 8,
     "slurm": 8,
+    "cli_options": 8,
+    "cli_benchmark": 9,
     "cli_slurm": 9,
     "cli": 10,
 }

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json, written_whole
@@ -75,11 +76,8 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
         torch.manual_seed(seed)
         super().initialize()
-        network, self.compiled = self.stock_network(), self._do_i_compile()
-        layout = precision.memory_format(self.device, self._topology().dim, compiled=self.compiled)
-        network.to(memory_format=layout)
         if self.device.type == "cpu":
-            use_cpu_operators(network)
+            use_cpu_operators(self.stock_network())
         described = precision.describe(self.device, self.plan.precision, compiled=self.compiled)
         self.print_to_log_file(f"seed {seed}, precision {described}")
 
@@ -150,7 +148,7 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
 
     def stock_network(self) -> nn.Module:
         """nnU-Net's network, without the wrappers of DDP and compile."""
-        network = self.network.module if self.is_ddp else self.network
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _preprocessed(self) -> Path:
@@ -162,7 +160,13 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
     # ---------------------------------------------------------------- optimiser, loss, step
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
-        """Decoder and encoder as parameter groups; the decoder's, never frozen, comes first: nnU-Net logs that one."""
+        """Decoder and encoder as parameter groups; the decoder's, never frozen, comes first: nnU-Net logs that one.
+
+        Kernels take the device's format here, before nnU-Net wraps the network: DDP lays gradients out as they lie.
+        """
+        self.compiled = self._do_i_compile()
+        layout = precision.memory_format(self.device, self._topology().dim, compiled=self.compiled)
+        self.stock_network().to(memory_format=layout)
         # compile has wrapped the network already, and nnU-Net's decoder holds the encoder once more
         named = [(n.removeprefix("_orig_mod."), p) for n, p in self.network.named_parameters()]
         groups = [[p for n, p in named if n.startswith("encoder.") == is_encoder] for is_encoder in (False, True)]

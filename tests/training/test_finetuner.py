@@ -20,6 +20,7 @@ import torch
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 from no_waiting import no_waiting
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hssl_nnunet.corpus.preprocess import plan_and_preprocess
@@ -129,14 +130,22 @@ def process(rank: int, environment: dict[str, str], folder: str, meeting: str) -
     """One of two ranks that train a target together on the CPU, where nnU-Net's own wrapper asks for a GPU."""
     os.environ.update(environment)
     torch.set_num_threads(1)
-    nnUNetTrainer.DDP = lambda network, device_ids: DistributedDataParallel(network)
+    formats = []
+
+    def wrapped(network: nn.Module, device_ids: list[int]) -> DistributedDataParallel:
+        kernels = [p for p in network.parameters() if p.ndim == 5]
+        formats.extend(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels)
+        return DistributedDataParallel(network)
+
+    nnUNetTrainer.DDP = wrapped
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}/meeting", rank=rank, world_size=2)
     plans, dataset_json = (json.loads((Path(folder) / f"{n}.json").read_text()) for n in (SEEDED, "dataset"))
     trainer = HSSLFinetuner({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
     trainer.on_train_start()
     start, batch = parameters(trainer), next(trainer.dataloader_train)["data"].clone()
     trainer.run_training()
-    torch.save({"start": start, "batch": batch, "end": parameters(trainer)}, f"{meeting}/{rank}.pt")
+    told = {"start": start, "batch": batch, "end": parameters(trainer), "channels_last": formats}
+    torch.save(told, f"{meeting}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -151,6 +160,7 @@ def test_two_processes_start_and_stay_equal_on_batches_of_their_own(
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first["batch"]) == len(second["batch"]) == 1  # the plan's two images, shared
     assert not torch.equal(first["batch"], second["batch"])
+    assert first["channels_last"] and all(first["channels_last"])  # already when DDP laid out its buckets
     for when in ("start", "end"):
         torch.testing.assert_close(first[when], second[when], rtol=0, atol=0)
     trainer.initialize()

@@ -10,6 +10,7 @@ import pytest
 import tiny_target as tiny
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from rich.console import Console
 from torch import Tensor, nn
 
 from hssl_nnunet import cli
@@ -227,6 +228,6 @@ def test_the_command_and_what_inspect_shows_of_it(
         cli.main(["import", str(tmp_path / "c.pth"), "-o", str(tmp_path / "w.safetensors")])
     said = capsys.readouterr().out
     assert stopped.value.code == 0 and f"Took {count} parameters, without 0 of the decoder" in said
-    cli.Console(width=200).print(render_inspection(tmp_path / "w.safetensors"))
+    Console(width=200).print(render_inspection(tmp_path / "w.safetensors"))
     shown = capsys.readouterr().out
     assert "images seen   │ not known" in shown and "c.pth, nnUNetTrainer, sha256" in shown

@@ -1,0 +1,68 @@
+"""What the commands share: nnU-Net's flags, several values after one of them, and how a table is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+WIDTH_IN_A_FILE = 160  # rich would cut tables at 80
+
+
+class ListCommand(TyperCommand):
+    """A command whose repeatable options also take several values after one flag, as nnU-Net's do: `-d 4 51 55`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the flags, then parse as usual."""
+        repeatable = {flag for p in self.params if getattr(p, "multiple", False) for flag in p.opts}
+        return super().parse_args(ctx, with_repeated_flags(args, repeatable))
+
+
+def with_repeated_flags(args: Sequence[str], repeatable: Collection[str]) -> list[str]:
+    """Write each of several values after a repeatable flag with a flag of its own: `-d 4 51` -> `-d 4 -d 51`.
+
+    The values of a flag end at the next word that begins with `-`, as in argparse's `nargs="+"`.
+    """
+    result: list[str] = []
+    flag, values = None, 0
+    for word in args:
+        if word.startswith("-") and word != "-":
+            flag, values = (word if word in repeatable else None), 0
+        elif flag is not None:
+            values += 1
+            if values > 1:
+                result.append(flag)
+        result.append(word)
+    return result
+
+
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset id or name.", show_default=False)]
+OneDataset = Annotated[str, typer.Option("-d", metavar="DATASET", help="Dataset id or name.", show_default=False)]
+Datasets = Annotated[
+    list[str], typer.Option("-d", metavar="DATASET...", help="Dataset ids or names.", show_default=False)
+]
+Configuration = Annotated[str, typer.Option("-c", help="nnU-Net's configuration.")]
+Configurations = Annotated[list[str], typer.Option("-c", metavar="CONFIGURATION...", help="nnU-Net's configurations.")]
+DefaultPlans = Annotated[str, typer.Option("-p", help="Name of the plans.")]
+FoundPlans = Annotated[
+    str | None,
+    typer.Option("-p", help="Name of the plans; default: the ones with an `hssl` block.", show_default=False),
+]
+Device = Annotated[
+    str | None, typer.Option("-device", help="cuda, cpu or mps; default: the GPU if there is one.", show_default=False)
+]
+Continue = Annotated[bool, typer.Option("--c", help="Continue from the last checkpoint.")]
+NumProcesses = Annotated[
+    int | None, typer.Option("-np", min=1, help="Processes; default: by the machine.", show_default=False)
+]
+NumGpus = Annotated[int, typer.Option("-num_gpus", min=1, help="GPUs that share the training.")]
+
+
+def show(renderable: Any) -> None:
+    """Print a table of rich, as wide as the terminal, or as a file bears."""
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_IN_A_FILE)
+    console.print(renderable)
