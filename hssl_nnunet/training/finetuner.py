@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.files import write_json
 from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.topology import Topology
-from hssl_nnunet.plan_schema import target_block
 from hssl_nnunet.training import precision
-from hssl_nnunet.training.full_validation import validate_fully
 from hssl_nnunet.training.head_start import HeadFit
 from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.schedule import EpochSchedule, finetuning_multipliers
+from hssl_nnunet.training.vanilla import HSSLVanilla
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.seeding import load_into
@@ -30,7 +28,7 @@ HEAD_BATCHES, MOST_HEAD_BATCHES = 10, 50
 GRADIENT_CLIP = 12.0  # nnU-Net's
 
 
-class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
+class HSSLFinetuner(HSSLVanilla):
     """Fine-tunes the stock network of the plans from pretrained weights.
 
     Batch size, deep supervision, augmentation and data stay nnU-Net's; start, schedule, optimiser and precision are
@@ -60,14 +58,9 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         super().__init__(plans, configuration, fold, dataset_json, device)
         if device.type == "cpu":
             self.device = device  # under DDP nnU-Net takes for granted that there is a GPU
-        self.block = target_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
-        self.plan = plan = self.block.finetuning
-        self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
-        self.num_iterations_per_epoch = plan.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = plan.num_val_iterations_per_epoch
-        self.initial_lr = plan.initial_lr if self.seeded else plan.scratch_lr
-        self.weight_decay = plan.weight_decay
-        self.grad_scaler = precision.grad_scaler(plan.precision, self.device)
+        self.initial_lr = self.plan.initial_lr if self.seeded else self.plan.scratch_lr
+        self.weight_decay = self.plan.weight_decay
+        self.grad_scaler = precision.grad_scaler(self.plan.precision, self.device)
 
     # ---------------------------------------------------------------- start
 
@@ -80,13 +73,6 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
             use_cpu_operators(self.stock_network())
         described = precision.describe(self.device, self.plan.precision, compiled=self.compiled)
         self.print_to_log_file(f"seed {seed}, precision {described}")
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
-        """nnU-Net's augmentation; mirroring of predictions as the plan has it."""
-        configured = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not self.plan.use_mirroring:
-            self.inference_allowed_mirroring_axes = None
-        return configured  # type: ignore[no-any-return]
 
     def on_train_start(self) -> None:
         """Put the weights in place, unless the run is resumed."""
@@ -205,18 +191,10 @@ class HSSLFinetuner(nnUNetTrainer):  # type: ignore[misc]
         with precision.autocast(self.plan.precision, self.device):
             super().perform_actual_validation(save_probabilities)
 
-    def on_epoch_end(self) -> None:
-        """nnU-Net's end of an epoch, after a look at whole validation cases where the plan asks for one."""
-        if self.local_rank == 0 and self.plan.looks_at(self.current_epoch):
-            with precision.autocast(self.plan.precision, self.device):
-                validate_fully(self)
-        super().on_epoch_end()
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Save nnU-Net's checkpoint, whole or not at all; its plans name the pretrained weights and their hash."""
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            with written_whole(filename) as temporary:
-                super().save_checkpoint(str(temporary))
+    def validate_whole_cases(self) -> None:
+        """The look at whole validation cases, in the hardware's precision."""
+        with precision.autocast(self.plan.precision, self.device):
+            super().validate_whole_cases()
 
 
 class _InFullPrecision(nn.Module):

@@ -1,4 +1,4 @@
-"""Stock nnU-Net at the length of a fine-tuning run: the benchmark's baseline."""
+"""Stock nnU-Net at the length of a fine-tuning run: the benchmark's baseline, and what fine-tuning builds on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
             HSSLError: the plans have no such block, or it is wrong.
         """
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.plan = plan = target_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json").finetuning
+        self.block = target_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
+        self.plan = plan = self.block.finetuning
         self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
         self.num_iterations_per_epoch = plan.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = plan.num_val_iterations_per_epoch
@@ -54,11 +55,18 @@ class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
     def on_epoch_end(self) -> None:
         """nnU-Net's end of an epoch, after a look at whole validation cases where the plan asks for one."""
         if self.local_rank == 0 and self.plan.looks_at(self.current_epoch):
-            validate_fully(self)
+            self.validate_whole_cases()
         super().on_epoch_end()
 
+    def validate_whole_cases(self) -> None:
+        """Predict whole validation cases and log their Dice, as the test will: see `full_validation`."""
+        validate_fully(self)
+
     def save_checkpoint(self, filename: str) -> None:
-        """Save nnU-Net's checkpoint, whole or not at all: a run that was killed goes on from the older one."""
+        """Save nnU-Net's checkpoint, whole or not at all: a run that was killed goes on from the older one.
+
+        Its plans name the pretrained weights, if there are any, and their hash.
+        """
         if self.local_rank == 0 and not self.disable_checkpointing:
             with written_whole(filename) as temporary:
                 super().save_checkpoint(str(temporary))
