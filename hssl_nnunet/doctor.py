@@ -23,6 +23,7 @@ from hssl_nnunet.paths import (
     add_trainers_to_environment,
     trainers_dir,
 )
+from hssl_nnunet.ranks import available_cpus
 from hssl_nnunet.versions import versions
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def devices() -> Iterator[Check]:
     except ImportError as error:
         yield Check("failed", "devices", f"torch cannot be imported ({error})", "pip install torch")
         return
-    yield Check("ok", "cpu", f"{os.cpu_count()} cores, {_precision(torch.device('cpu'))}")
+    yield Check("ok", "cpu", f"{available_cpus()} processors, {_precision(torch.device('cpu'))}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / GIB:.0f} GiB"
