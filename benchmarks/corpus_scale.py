@@ -30,7 +30,8 @@ import numpy as np
 
 from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan, to_json
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan
+from hssl_nnunet.typed_json import to_json
 
 CORPUS, PLANS, IDENTIFIER = "Dataset900_Scale", "nnUNetCPUPlans", "nnUNetCPUPlans_3d_fullres"
 DOMAINS = ("Dataset001_A", "Dataset002_B", "Dataset003_C")

@@ -32,8 +32,9 @@ from hardware import ceilings, reached
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
-from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, preset_of_plans, to_json
+from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, preset_of_plans
 from hssl_nnunet.training.precision import compute_dtype, describe
+from hssl_nnunet.typed_json import to_json
 
 set_environment()
 os.environ["nnUNet_results"] = tempfile.mkdtemp()

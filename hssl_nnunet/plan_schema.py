@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import plans_dir
+from hssl_nnunet.typed_json import STRICT, merged, parse
 
 FORMAT_VERSION = 1
 DEFAULT_PLANS = "nnUNetPlans"
 SEEDED_SUFFIX = "_HSSL"
-STRICT = ConfigDict(extra="forbid")
+T = TypeVar("T")
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -290,22 +291,6 @@ class Preset:
     __pydantic_config__ = STRICT
 
 
-T = TypeVar("T")
-
-
-def parse(kind: type[T], content: Any, source: str | Path) -> T:
-    """Build `kind` from parsed JSON; every wrong, missing or unknown key is named.
-
-    Raises:
-        HSSLError: with each key (as `loss.tau`), what was got, and the file.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
-        raise HSSLError(f"{source} is not a valid {kind.__name__}:\n" + "\n".join(lines)) from None
-
-
 def known_presets() -> list[str]:
     """Names of the presets that ship with the package."""
     return sorted(p.stem.removeprefix("preset_") for p in plans_dir().glob("preset_*.json"))
@@ -332,25 +317,24 @@ def preset_of_plans(plans: dict[str, Any]) -> Preset:
     return load_preset("default")
 
 
-def pretraining_plan(preset: Preset, **overrides: Any) -> PretrainingPlan:
-    """Defaults of `plans/pretraining.json`, overlaid by the preset, overlaid by `overrides`."""
+def pretraining_plan(preset: Preset, source: str | Path | None = None, **overrides: Any) -> PretrainingPlan:
+    """Defaults of `plans/pretraining.json`, overlaid by the preset, overlaid by `overrides`.
+
+    Raises:
+        HSSLError: a wrong or unknown value; `source` says where the overrides come from.
+    """
     path = plans_dir() / "pretraining.json"
-    return parse(PretrainingPlan, merged(merged(read_json(path), preset.pretraining), overrides), path)
+    return parse(PretrainingPlan, merged(merged(read_json(path), preset.pretraining), overrides), source or path)
 
 
-def finetuning_plan(preset: Preset, **overrides: Any) -> FinetuningPlan:
-    """Defaults of `plans/finetuning.json`, overlaid by the preset, overlaid by `overrides`."""
+def finetuning_plan(preset: Preset, source: str | Path | None = None, **overrides: Any) -> FinetuningPlan:
+    """Defaults of `plans/finetuning.json`, overlaid by the preset, overlaid by `overrides`.
+
+    Raises:
+        HSSLError: a wrong or unknown value; `source` says where the overrides come from.
+    """
     path = plans_dir() / "finetuning.json"
-    return parse(FinetuningPlan, merged(merged(read_json(path), preset.finetuning), overrides), path)
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; dictionaries merge key by key."""
-    result = dict(base)
-    for key, value in over.items():
-        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if nested else value
-    return result
+    return parse(FinetuningPlan, merged(merged(read_json(path), preset.finetuning), overrides), source or path)
 
 
 def corpus_block(plans: dict[str, Any], source: str | Path) -> CorpusBlock:
@@ -386,8 +370,3 @@ def _block(kind: type[T], plans: dict[str, Any], source: str | Path, remedy: str
             f"The `hssl` block of {source} has role {block.get('role')!r}, expected {role!r}. Run `{remedy}`."
         )
     return parse(kind, block, f"the `hssl` block of {source}")
-
-
-def to_json(plan: Any) -> dict[str, Any]:
-    """A plan as the JSON that `parse` reads back."""
-    return TypeAdapter(type(plan)).dump_python(plan, mode="json")  # type: ignore[no-any-return]

@@ -29,6 +29,7 @@ RANKS = {
     "paths": 1,
     "files": 1,
     "versions": 1,
+    "typed_json": 1,
     "plan_schema": 2,
     "ranks": 2,
     "losses": 3,

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from hssl_nnunet import slurm
 from hssl_nnunet.cli import app
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.plan_schema import load_preset, pretraining_plan, to_json
+from hssl_nnunet.plan_schema import load_preset, pretraining_plan
 from hssl_nnunet.slurm import Allocation, Script
+from hssl_nnunet.typed_json import to_json
 
 
 def tasks(script: Script) -> list[str]:

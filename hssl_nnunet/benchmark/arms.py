@@ -14,7 +14,7 @@ from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
 from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER
 from hssl_nnunet.paths import DATASET_WORDS, plans_dir, trainers_dir
-from hssl_nnunet.plan_schema import parse
+from hssl_nnunet.typed_json import parse
 
 ARMS_FILE = "benchmark_arms.json"
 NAME = re.compile(r"[A-Za-z0-9_.+-]+")

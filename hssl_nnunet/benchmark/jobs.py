@@ -25,7 +25,7 @@ from tqdm import tqdm
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import claimed, in_use
-from hssl_nnunet.plan_schema import parse, to_json
+from hssl_nnunet.typed_json import parse, to_json
 
 State = Literal["pending", "running", "done", "failed"]
 STATE_FILE, LOG_FILE = "state.json", "log.txt"

@@ -17,7 +17,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
 from hssl_nnunet.paths import raw_dir
-from hssl_nnunet.plan_schema import merged
+from hssl_nnunet.typed_json import merged
 
 EXCLUDED_FILE = "test_cases.txt"
 FIRST_CORPUS_ID = 900

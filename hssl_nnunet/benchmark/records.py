@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.plan_schema import parse, to_json
+from hssl_nnunet.typed_json import parse, to_json
 
 RECORD_FILE = "record.json"
 STRICT = ConfigDict(extra="forbid")

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.plan_schema import parse, to_json
+from hssl_nnunet.typed_json import parse, to_json
 
 SPLITS_FILE = "splits.json"
 BUDGET = re.compile(r"(?P<cases>[1-9]\d*)|(?P<percent>\d+(\.\d+)?)%")

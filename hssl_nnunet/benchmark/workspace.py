@@ -24,13 +24,11 @@ from hssl_nnunet.plan_schema import (
     FinetuningPlan,
     TargetBlock,
     finetuning_plan,
-    merged,
-    parse,
     preset_of_plans,
     pretraining_plan,
-    to_json,
 )
 from hssl_nnunet.transfer.weights_file import file_sha256
+from hssl_nnunet.typed_json import merged, parse, to_json
 from hssl_nnunet.versions import machine
 
 PLAN_FILE = "benchmark.json"
@@ -169,13 +167,10 @@ def resolved(plans_name: str, values: dict[str, dict[str, Any]], source: str) ->
         HSSLError: an unknown or wrong value.
     """
     preset = preset_of_plans({"plans_name": plans_name})
-    try:
-        plans = {
-            "pretraining": pretraining_plan(preset, **values["pretraining"]),
-            "finetuning": finetuning_plan(preset, **values["finetuning"]),
-        }
-    except HSSLError as error:
-        raise HSSLError(f"Values of {source}: {error}") from None
+    plans = {
+        "pretraining": pretraining_plan(preset, f"`pretraining` of {source}", **values["pretraining"]),
+        "finetuning": finetuning_plan(preset, f"`finetuning` of {source}", **values["finetuning"]),
+    }
     return {key: to_json(plan) for key, plan in plans.items()}
 
 

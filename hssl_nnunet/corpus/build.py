@@ -37,8 +37,8 @@ from hssl_nnunet.plan_schema import (
     PretrainingPlan,
     preset_of_plans,
     pretraining_plan,
-    to_json,
 )
+from hssl_nnunet.typed_json import to_json
 
 MANIFEST = "manifest.csv"
 FINGERPRINT, PICTURE = "hssl_fingerprint.json", "hssl_fingerprint.png"

@@ -14,7 +14,8 @@ from hssl_nnunet.corpus.cases import RawDataset, read_raw_dataset
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
-from hssl_nnunet.plan_schema import CorpusBlock, to_json
+from hssl_nnunet.plan_schema import CorpusBlock
+from hssl_nnunet.typed_json import to_json
 
 FAMILIES = ("PlainConvUNet", "ResidualEncoderUNet")
 

@@ -17,7 +17,7 @@ from hssl_nnunet.corpus.summary import DomainFingerprint
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import plans_dir
-from hssl_nnunet.plan_schema import STRICT, parse
+from hssl_nnunet.typed_json import STRICT, parse
 
 MSD_FILE = "hierarchy_msd.json"
 # Domains of one derived group differ by less than this (see `_features`): about a factor e in one size

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.plan_schema import parse, to_json
+from hssl_nnunet.typed_json import parse, to_json
 
 if TYPE_CHECKING:
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset

@@ -25,11 +25,11 @@ from hssl_nnunet.plan_schema import (
     finetuning_plan,
     preset_of_plans,
 )
-from hssl_nnunet.plan_schema import to_json as plan_to_json
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.selection import Transfer, selected_state
 from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights
+from hssl_nnunet.typed_json import to_json as plan_to_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

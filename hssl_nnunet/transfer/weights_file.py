@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json, written_whole
-from hssl_nnunet.plan_schema import STRICT, DomainPlan, PretrainingPlan, parse, to_json
+from hssl_nnunet.plan_schema import DomainPlan, PretrainingPlan
+from hssl_nnunet.typed_json import STRICT, parse, to_json
 
 FORMAT_VERSION = 1
 HEADER_KEY = "hssl"

@@ -13,7 +13,7 @@ from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.records import LeakageCheck, RunRecord, write_record
 from hssl_nnunet.benchmark.report.audit import EVERY_TARGET, audits
 from hssl_nnunet.benchmark.report.content import read_content
-from hssl_nnunet.plan_schema import to_json
+from hssl_nnunet.typed_json import to_json
 
 ONE, OTHER = DATASETS
 CHECK = LeakageCheck(images=812, test_cases=18)

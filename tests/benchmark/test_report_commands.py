@@ -17,7 +17,7 @@ from hssl_nnunet.benchmark.report.content import read_content
 from hssl_nnunet.benchmark.report.facts import Facts
 from hssl_nnunet.benchmark.report.page import write_report
 from hssl_nnunet.benchmark.workspace import resolved
-from hssl_nnunet.plan_schema import parse, to_json
+from hssl_nnunet.typed_json import parse, to_json
 
 OWN = {
     "long": Arm(description="twice as many steps", pretrained_on="all", pretraining={"num_epochs": 100}),

@@ -16,7 +16,7 @@ from hssl_nnunet.benchmark.report import lengths
 from hssl_nnunet.benchmark.report.content import Content, read_content
 from hssl_nnunet.benchmark.report.lengths import Pretrained, pretrained, unequal
 from hssl_nnunet.benchmark.report.page import write_report
-from hssl_nnunet.plan_schema import to_json
+from hssl_nnunet.typed_json import to_json
 
 VALUES = {"num_epochs": 50, "num_iterations_per_epoch": 50, "chunks_per_step": 4, "images_per_chunk": 2}
 ARMS = {

@@ -14,7 +14,8 @@ import tiny_corpus
 import torch
 
 from hssl_nnunet.paths import ENV_PREPROCESSED
-from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, load_preset, to_json
+from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, load_preset
+from hssl_nnunet.typed_json import to_json
 
 NAME = "Dataset007_Target"
 # builds the trainer of a class, saves once, and dies in the middle of saving again

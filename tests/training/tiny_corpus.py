@@ -17,8 +17,9 @@ from scipy.ndimage import gaussian_filter
 
 from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
 from hssl_nnunet.data.crops import RawChunk
-from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, merged, pretraining_plan, to_json
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan
 from hssl_nnunet.training.pretrainer import HSSLPretrainer
+from hssl_nnunet.typed_json import merged, to_json
 
 CORPUS = "Dataset900_Tiny"
 PLANS_NAME = "nnUNetCPUPlans"

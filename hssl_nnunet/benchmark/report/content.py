@@ -14,7 +14,7 @@ from hssl_nnunet.benchmark.records import RunRecord, read_records
 from hssl_nnunet.benchmark.report.facts import LENIENT, Facts, read_facts
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
-from hssl_nnunet.plan_schema import parse
+from hssl_nnunet.typed_json import parse
 
 CASES_FILE = "cases.json"
 

@@ -15,7 +15,7 @@ from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.job import PRETRAINING_FILE
 from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
 from hssl_nnunet.files import read_json
-from hssl_nnunet.plan_schema import parse
+from hssl_nnunet.typed_json import parse
 
 BENCHMARK_FILE, LEAKAGE_FILE = "benchmark.json", "leakage.json"
 LENIENT = ConfigDict(extra="ignore")  # the runner may write more than the page shows

@@ -11,7 +11,7 @@ from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.content import Content
 from hssl_nnunet.benchmark.report.wording import METHOD
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.plan_schema import merged
+from hssl_nnunet.typed_json import merged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +61,8 @@ def file_values(path: Path) -> dict[str, Any] | None:
 
     The file may not lie any more, or be imported.
     """
-    from hssl_nnunet.plan_schema import to_json
     from hssl_nnunet.transfer.weights_file import read_metadata
+    from hssl_nnunet.typed_json import to_json
 
     try:
         metadata = read_metadata(path)
