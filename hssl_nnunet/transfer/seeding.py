@@ -23,6 +23,8 @@ from hssl_nnunet.plan_schema import (
     FinetuningPlan,
     TargetBlock,
     finetuning_plan,
+    known_presets,
+    load_preset,
     preset_of_plans,
 )
 from hssl_nnunet.transfer.leakage import leakage_notes
@@ -187,10 +189,13 @@ def _configurations(target: _Target, asked: Sequence[str] | None) -> list[str]:
 def _check_family(metadata: WeightsMetadata, topology: Topology, target: _Target) -> None:
     if metadata.family != topology.family:
         theirs = metadata.domains[0].plans_name
+        presets = {load_preset(name).plans_name: name for name in known_presets()}
+        of_family = "resenc_l" if metadata.family == "ResidualEncoderUNet" else "default"  # of imported weights
+        preset = presets.get(theirs, of_family)
         raise HSSLError(
             f"The weights were pretrained with a {metadata.family}, {target.plans_file} plans a {topology.family}. "
-            f"Run `hssl plan_and_preprocess -d {target.dataset} --preset NAME` with the corpus' preset (the one that "
-            f"writes {theirs}), then `hssl seed -d {target.dataset} -p {theirs}`."
+            f"Run `hssl plan_and_preprocess -d {target.dataset} --preset {preset}`, then "
+            f"`hssl seed -d {target.dataset} -p {load_preset(preset).plans_name}`."
         )
 
 

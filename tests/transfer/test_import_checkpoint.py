@@ -146,6 +146,14 @@ def test_an_encoder_of_nnssl_seeds_a_deeper_target(
     torch.testing.assert_close(load_weights(tmp_path / "w.safetensors")[0][second], parameter.detach())
 
 
+def test_a_target_of_the_other_family_is_told_which_preset_to_plan_with(preprocessed: Path, tmp_path: Path) -> None:
+    torch.save(nnssl_content(tiny.RESIDUAL)[0], tmp_path / "c.pth")
+    import_checkpoint(tmp_path / "c.pth", tmp_path / "w.safetensors")
+    tiny.write_target(preprocessed)
+    with pytest.raises(HSSLError, match="--preset resenc_l`.*-p nnUNetResEncUNetLPlans"):
+        seed_target(tiny.DATASET, tmp_path / "w.safetensors", tiny.PLANS[tiny.PLAIN])
+
+
 def test_the_preset_of_nnssl_has_the_tensors_of_its_published_checkpoint() -> None:
     described = {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
     network = Topology.from_architecture(_architecture(described)).build(1, device="meta", deep_supervision=True)

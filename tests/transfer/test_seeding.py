@@ -178,7 +178,7 @@ def test_pth_holds_cpu_tensors_and_nothing_else(target: Path, weights: Path, tmp
 def test_weights_of_the_other_family(target: Path, tmp_path: Path) -> None:
     weights = tiny.write_weights(tmp_path / "w.safetensors", tiny.RESIDUAL)
     message = "pretrained with a ResidualEncoderUNet.*plans a PlainConvUNet.*hssl plan_and_preprocess"
-    with pytest.raises(HSSLError, match=f"{message}.*-p nnUNetResEncUNetMPlans"):
+    with pytest.raises(HSSLError, match=f"{message}.*--preset resenc_m.*-p nnUNetResEncUNetMPlans"):
         seed_target(4, weights, tiny.PLANS[tiny.PLAIN])
     assert not list(target.glob("*_HSSL.json"))
 
