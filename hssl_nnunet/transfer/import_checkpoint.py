@@ -118,7 +118,7 @@ def _read(content: Mapping[str, Any], path: Path) -> _Source:
             return _of_nnssl(content)
         if "plans" in content.get("init_args", {}):
             return _of_nnunet(content)
-    except (KeyError, TypeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise HSSLError(f"{path} does not describe its network as nnU-Net or nnssl do: {error!r}.") from None
     raise HSSLError(
         f"{path} does not say which network it holds: expected `init_args` with `plans`, as nnU-Net writes it, or "
