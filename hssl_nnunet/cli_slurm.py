@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hssl_nnunet import slurm
-from hssl_nnunet.slurm import Allocation, Script
+from hssl_nnunet import slurm, slurm_scripts
+from hssl_nnunet.slurm_scripts import Allocation, Script
 
 slurm_app = typer.Typer(
     help="Write sbatch scripts, and submit them with --submit.",
@@ -140,11 +140,11 @@ def _at_least(ctx: typer.Context, count: int, what: str) -> list[str]:
 
 
 def _finish(scripts: Sequence[Script], folder: Path, submit: bool) -> None:
-    paths = slurm.write_scripts(scripts, folder)
+    paths = slurm_scripts.write_scripts(scripts, folder)
     for path in paths:
         print(f"Wrote {path}")
     if submit:
-        for name, job in slurm.submit(scripts, paths).items():
+        for name, job in slurm_scripts.submit(scripts, paths).items():
             print(f"Submitted {name}: job {job}")
     else:
         next_step = ["sbatch", str(paths[0])] if len(paths) == 1 else ["bash", str(folder / "submit.sh")]

@@ -1,67 +1,19 @@
-"""SLURM scripts around our own commands: arrays, several nodes, requeueing with resume, chains of jobs.
-
-Nothing is scheduled here: a script is what `sbatch` reads, and can be edited before it is submitted.
-"""
+"""Our own commands as SLURM jobs: arrays, several nodes, requeueing with resume, chains of jobs."""
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json, written_whole
+from hssl_nnunet.files import read_json
 from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, dataset_name, preprocessed_dir, results_dir
+from hssl_nnunet.paths import dataset_name, preprocessed_dir, results_dir
 from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.ranks import check_shares
+from hssl_nnunet.slurm_scripts import Allocation, Script
 
-SECONDS_BEFORE_END = 180  # for the signal; a checkpoint is on disk at any time, so nothing has to be written then
-VARIABLES = (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS, "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
 # checking and fingerprinting begin anew each time: a time limit that is too short for them would requeue for ever
 MOST_REQUEUES_OF_PREPROCESSING = 5
-RENDEZVOUS_PORT = "$((10000 + SLURM_JOB_ID % 20000))"  # two jobs of one first node do not meet
-WORDS_OF_A_DIRECTIVE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # what sbatch reads as it stands
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Allocation:
-    """What is asked of SLURM.
-
-    Attributes:
-        options: options of `sbatch`, such as `--partition=gpu` or `--gres=gpu:4`.
-        nodes: machines of one task.
-        processes: processes on each machine; more than one, or more than one node, start through `torchrun`.
-    """
-
-    options: tuple[str, ...] = ()
-    nodes: int = 1
-    processes: int = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Script:
-    """One job: a command, or an array with one command a task.
-
-    Attributes:
-        name: of the job, of its script and of its logs.
-        commands: words of the command of each task.
-        allocation: what it runs on.
-        after: names of scripts that must have ended well before; where one does not, the job is cancelled.
-        most_requeues: how often it is queued again when its time is up; None = as long as it takes.
-    """
-
-    name: str
-    commands: tuple[tuple[str, ...], ...]
-    allocation: Allocation = field(default_factory=Allocation)
-    after: tuple[str, ...] = ()
-    most_requeues: int | None = None
 
 
 def pretraining(corpus: str, arguments: Sequence[str], allocation: Allocation) -> Script:
@@ -171,159 +123,3 @@ def check_processes(corpus: str, plans_name: str | None, processes: int) -> None
 
 def _resuming(arguments: Sequence[str]) -> tuple[str, ...]:
     return () if "--c" in arguments else ("--c",)
-
-
-# ---------------------------------------------------------------- text
-
-
-def render(script: Script, folder: Path) -> str:
-    """The text of a script.
-
-    Args:
-        script: the job.
-        folder: where its logs go.
-    """
-    cases = [f"{i}) set -- {shlex.join(_started(c, script.allocation))} ;;" for i, c in enumerate(script.commands)]
-    lines = [
-        "#!/bin/bash",
-        *(f"#SBATCH {_directive(option)}" for option in _options(script, folder)),
-        *(f"export {name}={shlex.quote(os.environ[name])}" for name in VARIABLES if name in os.environ),
-        f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
-        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
-        "set -m  # the command gets a process group of its own, which can be ended as a whole",
-        *_requeueing(script),
-        *(_meeting() if script.allocation.nodes > 1 else []),
-        "case ${SLURM_ARRAY_TASK_ID:-0} in",
-        *cases,
-        "esac",
-        'echo "$*"',
-        '"$@" &  # in the background, so that the trap runs at once',
-        "pid=$!",
-        'wait "$pid"',
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _options(script: Script, folder: Path) -> list[str]:
-    array = len(script.commands) > 1
-    logs = str(folder).replace("%", "%%")  # sbatch fills in what follows a single one
-    return [
-        f"--job-name=hssl_{script.name}",
-        f"--output={logs}/{script.name}_{'%A_%a' if array else '%j'}.log",
-        "--open-mode=append",
-        "--requeue",
-        f"--signal=B:USR1@{SECONDS_BEFORE_END}",
-        f"--nodes={script.allocation.nodes}",
-        "--ntasks-per-node=1",
-        *([f"--array=0-{len(script.commands) - 1}"] if array else []),
-        *script.allocation.options,
-    ]
-
-
-def _directive(option: str) -> str:
-    """An option as sbatch reads it from a script: not as a shell does, but by double quotes with backslashes inside."""
-    if WORDS_OF_A_DIRECTIVE.fullmatch(option):
-        return option
-    escaped = option.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _requeueing(script: Script) -> list[str]:
-    """What happens at USR1, which SLURM sends before the time limit: the job is queued again, and goes on."""
-    most = script.most_requeues
-    said = f"Time is nearly up, as {most} times before: not queued again. What is done stays; submit with more --time."
-    giving_up = [
-        f'  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {most} ]; then',
-        f'    echo "{said}"',
-        '    kill -TERM -- "-$pid"; wait "$pid"',
-        "    exit 1",
-        "  fi",
-    ]
-    return [
-        "# SLURM sends USR1 before the time limit: the job is queued again and goes on from where it was",
-        "again() {",
-        *(giving_up if most is not None else []),
-        '  echo "Time is nearly up: queued again."',
-        '  kill -TERM -- "-$pid"; wait "$pid"',
-        '  scontrol requeue "${job:-$SLURM_JOB_ID}"',
-        "}",
-        "trap again USR1",
-    ]
-
-
-def _meeting() -> list[str]:
-    """Where the nodes of a job meet, and the processors that `srun` would not hand on."""
-    return [
-        'export HSSL_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-        f"export HSSL_PORT={RENDEZVOUS_PORT}",
-        '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
-    ]
-
-
-def _started(words: Sequence[str], alloc: Allocation) -> list[str]:
-    """The command, through `torchrun` where it is more than one process."""
-    if alloc.nodes == alloc.processes == 1:
-        return list(words)
-    start = ["torchrun", f"--nproc_per_node={alloc.processes}"]
-    tail = [str(Path(sys.executable).parent / words[0]), *words[1:]]
-    if alloc.nodes == 1:
-        return [*start, "--standalone", *tail]
-    # the rank of a node and the first host are known inside the step alone
-    where = f'--nnodes={alloc.nodes} --node_rank="$SLURM_NODEID" --master_addr="$HSSL_HEAD" --master_port="$HSSL_PORT"'
-    return ["srun", "bash", "-c", f"exec {shlex.join(start)} {where} {shlex.join(tail)}"]
-
-
-def write_scripts(scripts: Sequence[Script], folder: Path) -> list[Path]:
-    """Write scripts and, where there are several, `submit.sh` with their order; earlier ones are replaced.
-
-    Raises:
-        HSSLError: the folder cannot be made.
-    """
-    folder = folder.resolve()
-    paths = []
-    for script in scripts:
-        path = folder / f"{script.name}.sbatch"
-        with written_whole(path) as temporary:
-            temporary.write_text(render(script, folder))
-        paths.append(path)
-    if len(scripts) > 1:
-        with written_whole(folder / "submit.sh") as temporary:
-            temporary.write_text(_in_order(scripts, folder))
-    return paths
-
-
-def _in_order(scripts: Sequence[Script], folder: Path) -> str:
-    lines = ["#!/bin/bash", "set -e"]
-    jobs = {script.name: f"job{i}" for i, script in enumerate(scripts)}  # a name may hold what a variable's may not
-    for script in scripts:
-        words = ["sbatch", "--parsable", *_after([f"${{{jobs[name]}%%;*}}" for name in script.after])]
-        lines.append(f"{jobs[script.name]}=$({' '.join(words)} {shlex.quote(str(folder / f'{script.name}.sbatch'))})")
-        lines.append(f'echo {shlex.quote(script.name)}: "${jobs[script.name]}"')
-    return "\n".join(lines) + "\n"
-
-
-def _after(ids: Sequence[str]) -> list[str]:
-    """Options of a job that waits for others; when one of them fails it is cancelled, else it would wait for ever."""
-    return [f"--dependency=afterok:{':'.join(ids)}", "--kill-on-invalid-dep=yes"] if ids else []
-
-
-def submit(scripts: Sequence[Script], paths: Sequence[Path]) -> dict[str, str]:
-    """Submit scripts in order, each after those it waits for.
-
-    Returns:
-        Name -> id of the job.
-
-    Raises:
-        HSSLError: there is no `sbatch`, or it refuses a script.
-    """
-    if shutil.which("sbatch") is None:
-        raise HSSLError("sbatch was not found. Submit on a machine of the cluster, or leave --submit away.")
-    ids: dict[str, str] = {}
-    for script, path in zip(scripts, paths, strict=True):
-        after = _after([ids[name] for name in script.after])
-        done = subprocess.run(["sbatch", "--parsable", *after, str(path)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            queued = f" Already queued: {', '.join(ids.values())}." if ids else ""
-            raise HSSLError(f"sbatch refused {path}: {done.stderr.strip()}.{queued} Repair it, or change --sbatch.")
-        ids[script.name] = done.stdout.strip().partition(";")[0]
-    return ids

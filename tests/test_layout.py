@@ -43,6 +43,7 @@ RANKS = {
     "trainers": 7,
     "doctor": 8,
     "demo": 8,
+    "slurm_scripts": 7,
     "slurm": 8,
     "cli_options": 8,
     "cli_benchmark": 9,

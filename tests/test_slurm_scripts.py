@@ -18,7 +18,7 @@ from hssl_nnunet import slurm
 from hssl_nnunet.cli import app
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.plan_schema import load_preset, pretraining_plan
-from hssl_nnunet.slurm import Allocation, Script
+from hssl_nnunet.slurm_scripts import Allocation, Script, render, write_scripts
 from hssl_nnunet.typed_json import to_json
 
 
@@ -78,7 +78,7 @@ def test_folds_and_datasets_become_tasks() -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_a_task_runs_its_own_command_and_the_script_ends_as_it_does(tmp_path: Path) -> None:
     script = slurm.finetuning(["4", "3d_fullres", "0", "1", "-p", "a plan's"], Allocation(options=("--mem=4G",)))
-    text = slurm.render(script, tmp_path)
+    text = render(script, tmp_path)
     assert "#SBATCH --array=0-1\n#SBATCH --mem=4G\n" in text
     assert "hssl: finetune 4 3d_fullres 1 -p a plan's --c" in run_as_task(text, tmp_path, 1)
     failing = text.replace("hssl finetune", "false finetune")
@@ -87,7 +87,7 @@ def test_a_task_runs_its_own_command_and_the_script_ends_as_it_does(tmp_path: Pa
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_several_nodes_meet_at_the_first_one(tmp_path: Path) -> None:
-    text = slurm.render(slurm.pretraining("900", ["900"], Allocation(nodes=2, processes=4)), tmp_path)
+    text = render(slurm.pretraining("900", ["900"], Allocation(nodes=2, processes=4)), tmp_path)
     programs = {
         "scontrol": "printf 'n1\\nn2\\n'",
         "srun": 'echo "of $SRUN_CPUS_PER_TASK processors"; SLURM_NODEID=1 "$@"',
@@ -101,14 +101,14 @@ def test_several_nodes_meet_at_the_first_one(tmp_path: Path) -> None:
     # another job whose first node is the same one; none of its processors is asked for, hence srun's default stays
     other = run_as_task(text, tmp_path, 0, {"SLURM_JOB_ID": "1234568"}, **programs)
     assert "--master_port=24568" in other and "of  processors" in other
-    single = slurm.render(slurm.pretraining("900", ["900"], Allocation(processes=2)), tmp_path)
+    single = render(slurm.pretraining("900", ["900"], Allocation(processes=2)), tmp_path)
     assert "torchrun --nproc_per_node=2 --standalone" in single and "srun" not in single
 
 
 def asked_again(folder: Path, script: Script, restarts: int) -> tuple[int, str]:
     """Exit code and words of a script whose time is nearly up when it has been queued again `restarts` times."""
     programs = {"hssl": "echo begun; sleep 60", "scontrol": 'echo "scontrol $*"'}
-    text = with_programs(slurm.render(script, folder), folder, **programs)
+    text = with_programs(render(script, folder), folder, **programs)
     environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     log = folder / "log"
     with log.open("w") as out:
@@ -134,7 +134,7 @@ def test_preprocessing_is_not_queued_again_for_ever(tmp_path: Path) -> None:
 
 def test_spaces_and_quotes_are_written_as_sbatch_reads_them(tmp_path: Path) -> None:
     allocation = Allocation(options=("--mem=4G", '--comment=a "b" \\ c'))
-    lines = slurm.render(slurm.finetuning(["4", "3d_fullres", "0"], allocation), tmp_path / "two words 5%").split("\n")
+    lines = render(slurm.finetuning(["4", "3d_fullres", "0"], allocation), tmp_path / "two words 5%").split("\n")
     assert f'#SBATCH "--output={tmp_path}/two words 5%%/finetune_4_%j.log"' in lines
     assert "#SBATCH --mem=4G" in lines
     assert r'#SBATCH "--comment=a \"b\" \\ c"' in lines
@@ -145,7 +145,7 @@ def test_submitting_by_the_script_hands_on_the_ids_of_jobs_of_any_name(tmp_path:
     folder = tmp_path / "two words"
     first = Script(name="pretrain_Dataset900_Two-Limbs", commands=(("true",),))
     second = Script(name="seed_Dataset900_Two-Limbs", commands=(("true",),), after=(first.name,))
-    slurm.write_scripts([first, second], folder)
+    write_scripts([first, second], folder)
     log, programs = tmp_path / "log", tmp_path / "bin"
     programs.mkdir()
     fake = programs / "sbatch"

@@ -14,9 +14,8 @@ import pytest
 import slurm_cluster
 from tiny_tasks import PLANS, PRETRAINING, TASKS, write_task
 
-from hssl_nnunet import slurm
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.slurm import Allocation, Script
+from hssl_nnunet.slurm_scripts import Allocation, Script, submit, write_scripts
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")]
 EPOCHS = 24
@@ -121,7 +120,7 @@ def test_a_failed_job_takes_those_after_it_along_in_a_folder_of_any_name(
     second = Script(name="seed_My-Limbs", commands=(("echo", "ran"),), after=(first.name,))
     third = Script(name="finetune_My-Limbs", commands=(("echo", "ran"),) * 2, after=(second.name,))
     scripts = [first, second, third]
-    ids = slurm.submit(scripts, slurm.write_scripts(scripts, folder))
+    ids = submit(scripts, write_scripts(scripts, folder))
     wait_for("the end of all three", lambda: not queued(shell))
     shown = shell("scontrol", "show", "job", ids[first.name])
     assert 'Comment=it\'s "one" word' in shown and "TimeLimit=00:24:00" in shown
@@ -135,4 +134,4 @@ def test_a_failed_job_takes_those_after_it_along_in_a_folder_of_any_name(
 def test_without_slurm_submitting_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(HSSLError, match="leave --submit away"):
-        slurm.submit([], [])
+        submit([], [])
