@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,6 +16,11 @@ from torch import nn
 from hssl_nnunet.errors import HSSLError
 
 FAMILIES = ("PlainConvUNet", "ResidualEncoderUNet")
+# Classes by whose names nnU-Net may import and call what a plan says: one level deep, for an attribute of a module may
+# be any other module. A plan also comes out of a stranger's weights file or checkpoint.
+_PART = re.compile(
+    r"torch\.nn(\.modules\.\w+)?\.[A-Z]\w*|dynamic_network_architectures\.(architectures|building_blocks)\.\w+\.[A-Z]\w*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class Topology:
         """Read `plans["configurations"][configuration]["architecture"]`.
 
         Raises:
-            HSSLError: the network class is not a U-Net that shared weights are defined for.
+            HSSLError: the network class is not a U-Net that shared weights are defined for, or a part of it is no class
+                of torch's or dynamic_network_architectures'.
         """
         family = str(architecture["network_class_name"]).rsplit(".", 1)[-1]
         if family not in FAMILIES:
@@ -49,6 +57,9 @@ class Topology:
                 f"{source} plan a {family}; pretraining knows {', '.join(FAMILIES)}. Use one of their planners."
             )
         kwargs = architecture["arch_kwargs"]
+        _check_parts(
+            [architecture["network_class_name"], *map(kwargs.get, architecture["_kw_requires_import"])], source
+        )
         dim = 3 if str(kwargs["conv_op"]).endswith("3d") else 2
         n_stages = int(kwargs["n_stages"])
         return cls(
@@ -98,6 +109,15 @@ class Topology:
                 deep_supervision=deep_supervision,
             )
         return cast(nn.Module, network)
+
+
+def _check_parts(names: Sequence[Any], source: str) -> None:
+    for name in names:
+        if name is not None and not _PART.fullmatch(str(name)):
+            raise HSSLError(
+                f"{source} name {name!r} as a part of the network, which nnU-Net would import and call. Only classes "
+                "of torch.nn and dynamic_network_architectures are known. Do not use a file that you do not trust."
+            )
 
 
 def _per_level_and_axis(value: Any, n_stages: int, dim: int) -> tuple[tuple[int, ...], ...]:

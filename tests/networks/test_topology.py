@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from fixture_topologies import CONFIGURATIONS, PLANNERS, TASKS, architecture, fixture, topology
@@ -69,3 +71,30 @@ def test_other_network_classes_are_refused() -> None:
     entry["network_class_name"] = "dynamic_network_architectures.architectures.primus.Primus"
     with pytest.raises(HSSLError, match=r"Primus.*PlainConvUNet, ResidualEncoderUNet"):
         Topology.from_architecture(entry)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("nonlin", "os.mkdir"),  # nnU-Net calls it with `nonlin_kwargs`
+        ("norm_op", "torch.hub.load"),
+        ("conv_op", "torch.nn.modules.conv.torch.hub.load"),  # torch.nn's modules hold other modules
+        ("dropout_op", "dynamic_network_architectures.architectures.unet.torch.os.Popen"),
+        ("nonlin", "torch.nn.functional.leaky_relu"),
+    ],
+)
+def test_a_plan_cannot_have_anything_but_layers_called(
+    part: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = architecture("Task04_Hippocampus", PLAIN, "3d_fullres")
+    entry["arch_kwargs"] |= {part: name, f"{part}_kwargs": {"path": "called"}}
+    with pytest.raises(HSSLError, match=f"a file name '{name}' as a part of the network"):
+        Topology.from_architecture(entry, "a file").build()
+    assert not Path("called").exists()
+
+
+def test_a_network_class_of_another_package_is_not_imported() -> None:
+    entry = architecture("Task04_Hippocampus", PLAIN, "3d_fullres")
+    with pytest.raises(HSSLError, match="evil.PlainConvUNet"):
+        Topology.from_architecture({**entry, "network_class_name": "evil.PlainConvUNet"})
