@@ -57,9 +57,8 @@ class Topology:
                 f"{source} plan a {family}; pretraining knows {', '.join(FAMILIES)}. Use one of their planners."
             )
         kwargs = architecture["arch_kwargs"]
-        _check_parts(
-            [architecture["network_class_name"], *map(kwargs.get, architecture["_kw_requires_import"])], source
-        )
+        parts = [kwargs.get(name) for name in architecture.get("_kw_requires_import", ())]
+        _check_parts([architecture["network_class_name"], *parts], source)
         dim = 3 if str(kwargs["conv_op"]).endswith("3d") else 2
         n_stages = int(kwargs["n_stages"])
         return cls(
