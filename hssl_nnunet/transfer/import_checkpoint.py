@@ -88,8 +88,7 @@ def import_checkpoint(path: str | Path, output: str | Path) -> Imported:
             the network it describes.
     """
     content = load_checkpoint(path)
-    source = _read(content, Path(path))
-    topology = Topology.from_architecture(source.domain.architecture, str(path))
+    source, topology = _read(content, Path(path))
     tensors, imported = _by_role(content["network_weights"], topology, source.channels, Path(path))
     metadata = WeightsMetadata(
         family=topology.family,
@@ -110,14 +109,17 @@ def import_checkpoint(path: str | Path, output: str | Path) -> Imported:
     return imported
 
 
-def _read(content: Mapping[str, Any], path: Path) -> _Source:
+def _read(content: Mapping[str, Any], path: Path) -> tuple[_Source, Topology]:
     if not isinstance(content, Mapping) or "network_weights" not in content:
         raise HSSLError(f"{path} holds no `network_weights`, hence is no checkpoint of nnU-Net or nnssl.")
     try:
+        source = None
         if "nnssl_adaptation_plan" in content:
-            return _of_nnssl(content)
-        if "plans" in content.get("init_args", {}):
-            return _of_nnunet(content)
+            source = _of_nnssl(content)
+        elif "plans" in content.get("init_args", {}):
+            source = _of_nnunet(content)
+        if source is not None:
+            return source, Topology.from_architecture(source.domain.architecture, str(path))
     except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise HSSLError(f"{path} does not describe its network as nnU-Net or nnssl do: {error!r}.") from None
     raise HSSLError(

@@ -190,6 +190,10 @@ TRANSFORMER = {"arch_class_name": "a.b.Primus", "arch_kwargs": {"n": 1}, "arch_k
         (adapted(architecture_plans=PRIMUS), "network PrimusM is no U-Net of nnU-Net's. Known: ResEncL"),
         (adapted(architecture_plans=TRANSFORMER), "plan a Primus; pretraining knows PlainConvUNet"),
         (adapted(pretrain_plan={}), "does not describe its network .*KeyError\\('configurations'\\)"),
+        (
+            adapted(architecture_plans={**PRIMUS, "arch_class_name": "PlainConvUNet", "arch_kwargs": {"a": 1}}),
+            "KeyError",
+        ),
         ({"network_weights": {}, "init_args": None}, "does not describe its network .*TypeError"),
         (adapted(pretrain_num_input_channels=2), "has shape .4, 1, 3, 3, 3., the network it describes has .4, 2, 3"),
         (
