@@ -3,8 +3,9 @@
     python benchmarks/step.py DATASET -p PLANS [-device cuda] [--steps 5] [--block 1] [--curve-steps 40] [--out FILE]
 
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
-The trainers step on the same real batches, in turn (A B A B), in one process, each `--block` steps in a row without
-waiting for the device between them; the ratio is taken pair by pair. A step's parts, measured afterwards, are the gaps
+The trainers step on real batches, in turn (A B A B), each in a process of its own and `--block` steps in a row without
+waiting for the device between them; the ratio is taken pair by pair. On a CPU stock nnU-Net steps once more in a
+process that keeps its memory as ours does, which tells that gain from the others. A step's parts, measured afterwards, are the gaps
 between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. Its floating point
 operations are counted by torch, its bytes as the size of what every operation reads and writes; the ceilings are a
 convolution, a matrix product and a copy, measured beside it in the arm's precision. The curves train
@@ -16,18 +17,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import torch
 from common import about, as_in_training, corpus_parser, ratios, synchronise
-from hardware import ceilings, reached
+from hardware import ceilings, reached, timed
 
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import SCRATCH_TRAINER, set_environment
@@ -42,6 +47,7 @@ os.environ["nnUNet_results"] = tempfile.mkdtemp()
 from nnunetv2.run.run_training import get_trainer_from_args  # noqa: E402  reads the environment when imported
 
 from hssl_nnunet.training.finetuner import HSSLFinetuner  # noqa: E402
+from hssl_nnunet.training.memory import keep_freed_memory  # noqa: E402
 
 STOCK_TRAINER = "nnUNetTrainer"
 SEED = 0  # of every network's first weights; nnU-Net's loader draws from the system
@@ -57,7 +63,7 @@ def main() -> None:
         **about(args.device, args.threads),
         "compiled": args.device.type == "cuda" and os.environ.get("nnUNet_compile", "t").lower() in ("true", "1", "t"),
         "seed": SEED,
-        "step": step_times(name, args.plans, args.device, args.steps, args.block),
+        "step": step_times(args, name),
     }
     write_json(args.out, result)
     print(result["step"], flush=True)
@@ -73,12 +79,12 @@ def trainer(kind: str, dataset: str, plans: str, device: torch.device) -> object
 
 
 @contextmanager
-def planned(dataset: str, plans: str, **values: object) -> Iterator[str]:
+def planned(dataset: str, plans: str, suffix: str, **values: object) -> Iterator[str]:
     """Plans with our values beside the stock ones."""
     folder = preprocessed_dir() / dataset
     stock = read_json(folder / f"{plans}.json")
     block = TargetBlock(weights=None, weights_sha256=None, finetuning=finetuning_plan(preset_of_plans(stock), **values))
-    name = f"{plans}_step"
+    name = f"{plans}_step_{suffix}"
     write_json(folder / f"{name}.json", {**stock, "plans_name": name, "hssl": to_json(block)})
     try:
         yield name
@@ -86,50 +92,105 @@ def planned(dataset: str, plans: str, **values: object) -> Iterator[str]:
         (folder / f"{name}.json").unlink()
 
 
-def step_times(dataset: str, plans: str, device: torch.device, steps: int, block: int) -> dict[str, object]:
-    arms = {"stock": trainer(STOCK_TRAINER, dataset, plans, device)}
-    for precision in ("fp32", "auto") if device.type == "cpu" else ("auto",):
-        with planned(dataset, plans, precision=precision) as ours:
-            arms[f"hssl_{precision}"] = trainer(SCRATCH_TRAINER, dataset, ours, device)
-    loader, _ = arms["stock"].get_dataloaders()
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    waited = []
-    for turn in range(steps + 1):
+def step_times(args: argparse.Namespace, name: str) -> dict[str, object]:
+    """Seconds of every arm's steps, in turn, and what is derived from them."""
+    precisions = ("fp32", "auto") if args.device.type == "cpu" else ("auto",)
+    with ExitStack() as stack:
+        plans = {p: stack.enter_context(planned(name, args.plans, p, precision=p)) for p in precisions}
+        arms = {"stock": stack.enter_context(arm(STOCK_TRAINER, name, args.plans, args))}
+        if args.device.type == "cpu":
+            kept = arm(STOCK_TRAINER, name, args.plans, args, keep_memory=True)
+            arms["stock_memory_kept"] = stack.enter_context(kept)
+        for precision, ours in plans.items():
+            arms[f"hssl_{precision}"] = stack.enter_context(arm(SCRATCH_TRAINER, name, ours, args))
+        turns = [{of: ask(pipe, "step", args.block) for of, pipe in arms.items()} for _ in range(args.steps + 1)][1:]
+        seconds = {of: [turn[of][0] for turn in turns] for of in arms}  # the first turn warms up
+        return {
+            **ask(arms["hssl_auto"], "facts"),
+            "steps_in_a_row": args.block,
+            **{f"{of}_s": [round(s, 4) for s in values] for of, values in seconds.items()},
+            **{f"stock_over_{of}": ratios(seconds["stock"], seconds[of], 2) for of in list(arms)[1:]},
+            "parts_s": {of: ask(pipe, "parts", args.steps) for of, pipe in arms.items()},
+            "peak_gib": {of: ask(pipe, "peak_gib") for of, pipe in arms.items()},
+            "work": {of: ask(pipe, "work", statistics.median(seconds[of])) for of, pipe in arms.items()},
+            "wait_for_a_batch_s": round(statistics.median(turn["stock"][1] for turn in turns), 4),
+        }
+
+
+@contextmanager
+def arm(
+    kind: str, dataset: str, plans: str, args: argparse.Namespace, *, keep_memory: bool = False
+) -> Iterator[Connection]:
+    """A trainer in a process of its own, where what another does to its process does not help it."""
+    here, there = get_context("spawn").Pipe()
+    values = (there, kind, dataset, plans, args.device, args.threads, keep_memory)
+    process = get_context("spawn").Process(target=serve, args=values)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        here.close()
+        process.join()
+
+
+def ask(pipe: Connection, what: str, *values: object) -> Any:
+    pipe.send((what, values))
+    return pipe.recv()
+
+
+def serve(
+    pipe: Connection, kind: str, dataset: str, plans: str, device: torch.device, threads: int, keep_memory: bool
+) -> None:
+    if keep_memory:
+        keep_freed_memory()
+    torch.set_num_threads(threads)
+    as_in_training()
+    measured = Arm(trainer(kind, dataset, plans, device), device)
+    while True:
+        try:
+            what, values = pipe.recv()
+        except EOFError:  # the other end is closed: nobody asks any more
+            return
+        pipe.send(getattr(measured, what)(*values))
+
+
+class Arm:
+    """A trainer on batches of its own."""
+
+    def __init__(self, built: Any, device: torch.device):
+        self.built, self.device = built, device
+        self.loader, _ = built.get_dataloaders()
+
+    def step(self, block: int) -> tuple[float, float]:
+        """Mean seconds of a few steps in a row, whose end alone is waited for, and of waiting for a batch."""
         begin = time.perf_counter()
-        batches = [next(loader) for _ in range(block)]
-        waited.append((time.perf_counter() - begin) / block)
-        for arm, built in arms.items():
-            took = time_of_a_step(built, batches, device)
-            if turn:  # the first one warms up
-                seconds[arm].append(took)
-    configuration = arms["stock"].configuration_manager
-    return {
-        "batch_size": configuration.batch_size,
-        "patch_size": list(map(int, configuration.patch_size)),
-        "steps_in_a_row": block,
-        "auto_is": describe(device, compiled=arms["hssl_auto"].compiled),
-        **{f"{arm}_s": [round(s, 4) for s in values] for arm, values in seconds.items()},
-        **{f"stock_over_{arm}": ratios(seconds["stock"], seconds[arm], 2) for arm in list(arms)[1:]},
-        "parts_s": {arm: Parts(built, device).medians(batches * (steps + 1)) for arm, built in arms.items()},
-        "work": {arm: work(built, batches[0], seconds[arm], device) for arm, built in arms.items()},
-        "wait_for_a_batch_s": round(statistics.median(waited[1:]), 4),
-    }
+        batches = [next(self.loader) for _ in range(block)]
+        waited = time.perf_counter() - begin
+        took = timed(self.device, lambda: [self.built.train_step(batch) for batch in batches])
+        return took / block, waited / block
 
+    def facts(self) -> dict[str, object]:
+        configuration = self.built.configuration_manager
+        return {
+            "batch_size": configuration.batch_size,
+            "patch_size": list(map(int, configuration.patch_size)),
+            "auto_is": describe(self.device, compiled=self.built.compiled),
+        }
 
-def time_of_a_step(built: object, batches: list[dict[str, object]], device: torch.device) -> float:
-    """Mean seconds of a few steps in a row; only then the device is waited for."""
-    synchronise(device)
-    begin = time.perf_counter()
-    for batch in batches:
-        built.train_step(dict(batch))
-    synchronise(device)
-    return (time.perf_counter() - begin) / len(batches)
+    def parts(self, steps: int) -> dict[str, float]:
+        return Parts(self.built, self.device).medians([next(self.loader) for _ in range(steps + 1)])
 
+    def peak_gib(self) -> float:
+        """Largest memory of the process, without the loader's, or on a GPU of the device."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
-def work(built: object, batch: dict[str, object], seconds: list[float], device: torch.device) -> dict[str, object]:
-    """What a trainer's step reaches, against the ceilings in its precision."""
-    found = ceilings(device, dtype_of(built, device), repeats=5)
-    return {**reached(lambda: built.train_step(dict(batch)), statistics.median(seconds), found), "ceilings": found}
+    def work(self, seconds: float) -> dict[str, object]:
+        """What the step reaches, against the ceilings in its precision."""
+        found, batch = ceilings(self.device, dtype_of(self.built, self.device), repeats=5), next(self.loader)
+        return {**reached(lambda: self.built.train_step(dict(batch)), seconds, found), "ceilings": found}
 
 
 def dtype_of(built: object, device: torch.device) -> torch.dtype:
@@ -174,7 +235,7 @@ def curves(dataset: str, plans: str, steps: int, device: torch.device) -> dict[s
     result: dict[str, object] = {}
     batches: list[dict[str, object]] = []
     for name, precision, seed in (("fp32", "fp32", 0), ("bf16", "bf16", 0), ("fp32_other_start", "fp32", 1)):
-        with planned(dataset, plans, precision=precision, seed=seed) as ours:
+        with planned(dataset, plans, name, precision=precision, seed=seed) as ours:
             built = trainer(SCRATCH_TRAINER, dataset, ours, device)
         built.dataloader_train, built.dataloader_val = built.get_dataloaders()
         built.fit_segmentation_layers()

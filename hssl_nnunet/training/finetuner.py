@@ -16,6 +16,7 @@ from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.head_start import HeadFit
+from hssl_nnunet.training.memory import keep_freed_memory
 from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.schedule import EpochSchedule, finetuning_multipliers
 from hssl_nnunet.training.vanilla import HSSLVanilla
@@ -58,6 +59,7 @@ class HSSLFinetuner(HSSLVanilla):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if device.type == "cpu":
             self.device = device  # under DDP nnU-Net takes for granted that there is a GPU
+            keep_freed_memory()
         self.initial_lr = self.plan.initial_lr if self.seeded else self.plan.scratch_lr
         self.weight_decay = self.plan.weight_decay
         self.grad_scaler = precision.grad_scaler(self.plan.precision, self.device)

@@ -29,6 +29,7 @@ from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.ranks import own_device, under_torchrun
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.distributed import mean_over_ranks, rank_and_world
+from hssl_nnunet.training.memory import keep_freed_memory
 from hssl_nnunet.training.monitor import PROBES, Monitor, no_probe
 from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.pictures import plot_curves
@@ -73,6 +74,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         super().__init__(plans, configuration, fold, dataset_json, device)
         if device.type == "cpu" or under_torchrun():
             self.device = own_device(device)  # under DDP nnU-Net takes the GPU of the global rank
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.corpus = corpus_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
         self.plan = plan = self.corpus.pretraining
         self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
