@@ -5,12 +5,12 @@
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
 The trainers step on real batches, in turn (A B A B), each in a process of its own and `--block` steps in a row without
 waiting for the device between them; the ratio is taken pair by pair. On a CPU stock nnU-Net steps once more in a
-process that keeps its memory as ours does, which tells that gain from the others. A step's parts, measured afterwards, are the gaps
-between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. Its floating point
-operations are counted by torch, its bytes as the size of what every operation reads and writes; the ceilings are a
-convolution, a matrix product and a copy, measured beside it in the arm's precision. The curves train
-the plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another
-start, which shows the noise. nnU-Net compiles the networks on a GPU unless `nnUNet_compile` is `f`.
+process that keeps its memory as ours does, which tells that gain from the others. A step's parts, measured afterwards,
+are the gaps between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. Its
+floating point operations are counted by torch, its bytes as the size of what every operation reads and writes; the
+ceilings are a convolution, a matrix product and a copy, measured beside it in the arm's precision. The curves train the
+plan's network from the same start on the same batches in fp32 and in bf16, and once more in fp32 from another start,
+which shows the noise. nnU-Net compiles the networks on a GPU unless `nnUNet_compile` is `f`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import combinations
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -109,7 +110,11 @@ def step_times(args: argparse.Namespace, name: str) -> dict[str, object]:
             **ask(arms["hssl_auto"], "facts"),
             "steps_in_a_row": args.block,
             **{f"{of}_s": [round(s, 4) for s in values] for of, values in seconds.items()},
-            **{f"stock_over_{of}": ratios(seconds["stock"], seconds[of], 2) for of in list(arms)[1:]},
+            **{
+                f"{base}_over_{of}": ratios(seconds[base], seconds[of], 2)
+                for base, of in combinations(arms, 2)
+                if base.startswith("stock")
+            },
             "parts_s": {of: ask(pipe, "parts", args.steps) for of, pipe in arms.items()},
             "peak_gib": {of: ask(pipe, "peak_gib") for of, pipe in arms.items()},
             "work": {of: ask(pipe, "work", statistics.median(seconds[of])) for of, pipe in arms.items()},
