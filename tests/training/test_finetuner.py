@@ -27,6 +27,7 @@ from hssl_nnunet.corpus.preprocess import plan_and_preprocess
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
+from hssl_nnunet.training import finetuner
 from hssl_nnunet.training.finetuner import HSSLFinetuner
 from hssl_nnunet.training.precision import compute_dtype
 from hssl_nnunet.training.vanilla import HSSLVanilla
@@ -217,6 +218,17 @@ def test_predictions_are_mirrored_as_planned_and_training_always(target: Any, ki
         trainer = target(kind, use_mirroring=planned)
         *_, mirrored_in_training = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         assert (trainer.inference_allowed_mirroring_axes, mirrored_in_training) == (axes, (0, 1, 2))
+
+
+def test_a_cpus_process_keeps_its_memory_and_stock_nnunets_does_not(
+    target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(finetuner, "keep_freed_memory", lambda: calls.append("kept"))
+    target(HSSLVanilla)
+    assert calls == []
+    target()
+    assert calls == ["kept"]
 
 
 def test_seeded_and_scratch_have_peaks_of_their_own(target: Any) -> None:

@@ -202,6 +202,13 @@ def test_validation_sees_held_out_patients_only(corpus: Path) -> None:
     assert {row.domain for row in trainer.dataloader_val.rows} == {0, 1, 2}
 
 
+def test_a_cpus_process_keeps_its_memory(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(pretrainer, "keep_freed_memory", lambda: calls.append("kept"))
+    tiny_corpus.pretrainer(corpus)
+    assert calls == ["kept"]
+
+
 def test_plans_without_our_block_are_refused(corpus: Path) -> None:
     plans_file = corpus / f"{tiny_corpus.PLANS_NAME}.json"
     plans_file.write_text(plans_file.read_text().replace('"role": "corpus"', '"role": "target"'))
