@@ -39,23 +39,24 @@ def patient_dice(record: RunRecord) -> dict[str, float]:
     return {patient: fmean(values) for patient, values in patients.items()}
 
 
-def dice_table(*arms: Runs) -> DiceTable:
+def dice_table(*arms: Runs, same_labels: bool = True) -> DiceTable:
     """Dice of arms side by side, on shared seeds and on the patients that every one of these runs scored.
 
     A patient whose labels are all empty drops out of every arm as soon as one run predicts nothing there (nan).
 
     Args:
-        arms: the records of each arm; all of one dataset and budget.
+        arms: the records of each arm; all of one dataset, and of one budget where labels are the same.
+        same_labels: whether runs of one seed must have the same labelled cases.
 
     Raises:
-        HSSLError: no shared seed, a seed twice in an arm, other labelled cases for the same seed, or another test set.
+        HSSLError: no shared seed, a seed twice in an arm, another test set, or other labelled cases for the same seed.
     """
     seeds = shared_seeds(*arms)
     if not seeds:
         got = "; ".join(", ".join(_name(record) for record in runs) or "no run" for runs in arms)
         raise HSSLError(f"No seed is shared, got {got}. Run the missing seeds with `hssl benchmark run --seeds`.")
     used = [sorted((r for r in runs if r.seed in seeds), key=lambda r: r.seed) for runs in arms]
-    _check_same_cases(used, seeds)
+    _check_same_cases(used, seeds, same_labels)
     dice = [[patient_dice(record) for record in runs] for runs in used]
     patients = tuple(sorted(set.intersection(*(set(scored) for runs in dice for scored in runs))))
     if not patients:
@@ -98,7 +99,7 @@ def shared_seeds(*arms: Runs) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*({record.seed for record in runs} for runs in arms))))
 
 
-def _check_same_cases(arms: Sequence[Runs], seeds: Sequence[int]) -> None:
+def _check_same_cases(arms: Sequence[Runs], seeds: Sequence[int], same_labels: bool) -> None:
     """Refuse a seed twice, other test cases than the first run's, other labelled cases than those of the same seed."""
     for runs in arms:
         if [record.seed for record in runs] != list(seeds):
@@ -107,7 +108,8 @@ def _check_same_cases(arms: Sequence[Runs], seeds: Sequence[int]) -> None:
             )
         for record, peer in zip(runs, arms[0], strict=True):
             _refuse("test cases", record, arms[0][0], _test_set(record) ^ _test_set(arms[0][0]))
-            _refuse("labelled cases", record, peer, set(record.training_cases) ^ set(peer.training_cases))
+            if same_labels:
+                _refuse("labelled cases", record, peer, set(record.training_cases) ^ set(peer.training_cases))
 
 
 def _refuse(what: str, record: RunRecord, other: RunRecord, differing: Collection[str]) -> None:

@@ -15,11 +15,13 @@ from tiny_benchmark import ARMS, BUDGETS, DATASETS, EVIL_ARM, SEEDS, Page, headi
 
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.convergence import Curves
+from hssl_nnunet.benchmark.label_gap import label_gaps
 from hssl_nnunet.benchmark.pairing import paired
 from hssl_nnunet.benchmark.records import EpochScore, read_records
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import not_run, read_content
 from hssl_nnunet.benchmark.report.drawing import arm_styles
+from hssl_nnunet.benchmark.report.labels import against_most
 from hssl_nnunet.benchmark.report.numbers import numbers
 from hssl_nnunet.benchmark.report.panels import all_panels
 from hssl_nnunet.benchmark.report.rivals import rivals
@@ -71,6 +73,25 @@ def test_other_pretrainings_stand_beside_the_method_and_baselines_do_not(folder:
     for group in rivals(replace(content, records=partly)):
         assert [row[0] for row in group.rows] == [DATASETS[0]]  # one dataset is not all
     assert rivals(replace(content, records=[r for r in content.records if r.arm != "hssl"])) == []
+
+
+def test_few_labels_stand_beside_the_most(folder: Path, page: Page) -> None:
+    content, rows = read_content(folder), page.grouped("Few labels against the most")
+    gaps = [g for g in label_gaps(content.records) if g.arm in ("hssl", g.baseline)]
+    shown = {(f"{g.arm}, {g.budget} minus {g.baseline}, {g.most}", g.datasets): g for g in gaps}
+    names = {"all datasets": DATASETS}
+    assert {(title, names.get(name, (name,))) for title, name in rows if title} == set(shown)
+    for (title, name), cells in rows.items():
+        if title:
+            gap = shown[title, names.get(name, (name,))]
+            seeds = [len(s) for s in gap.seeds]
+            assert cells == [number(gap.difference, "+.1f"), ends(gap.low, gap.high, min(seeds)), span(seeds)]
+    mean = next(g for g in gaps if (g.arm, g.baseline) == ("hssl", "vanilla"))
+    assert len(mean.datasets) == 2
+    side = "below" if mean.difference < 0 else "above"
+    told = f"hssl with 5% of the labels is {number(abs(mean.difference))} Dice points {side} vanilla with 20% of the"
+    assert told in page.sections["answer"]
+    assert against_most(replace(content, records=[r for r in content.records if r.budget == "5%"])) == []
 
 
 def test_surfaces_count_missed_labels_and_leave_empty_ones_out(folder: Path) -> None:

@@ -9,13 +9,13 @@ from math import isnan, nan
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from made_runs import arm, noise, record, score
 from scipy import stats
 
 from hssl_nnunet.benchmark.convergence import Reach, curves
-from hssl_nnunet.benchmark.intervals import bootstrap_interval, crossed_interval, holm, wilcoxon_p
+from hssl_nnunet.benchmark.intervals import Floats, bootstrap_interval, crossed_interval, holm, wilcoxon_p
 from hssl_nnunet.benchmark.pairing import DiceTable, dice_table, paired, patient_dice
-from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord
+from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.statistics import (
     Comparison,
     Ranking,
@@ -27,51 +27,6 @@ from hssl_nnunet.benchmark.statistics import (
     wins_ties_losses,
 )
 from hssl_nnunet.errors import HSSLError
-
-Floats = NDArray[np.float64]
-
-
-def record(
-    arm: str,
-    seed: int,
-    dice: Floats | list[float],
-    dataset_name: str = "Dataset001_A",
-    budget: str = "5%",
-    epochs: tuple[tuple[int, float], ...] = (),
-) -> RunRecord:
-    """A run with one case and one label a patient; dice in [0, 1]."""
-    return RunRecord(
-        dataset_name=dataset_name,
-        budget=budget,
-        arm=arm,
-        seed=seed,
-        training_cases=(f"train_{seed}",),
-        num_epochs=50,
-        num_iterations_per_epoch=10,
-        train_s=1.0,
-        peak_gib=1.0,
-        weights_sha256=None,
-        epochs=tuple(EpochScore(epoch=e, dice=d) for e, d in epochs),
-        scores=tuple(score(f"p{p:02}", f"p{p:02}_0", "a", float(d)) for p, d in enumerate(dice)),
-    )
-
-
-def score(patient: str, case: str, label: str, dice: float) -> CaseScore:
-    return CaseScore(case=case, patient=patient, label=label, dice=dice, nsd=dice, hd95_mm=1.0)
-
-
-def arm(name: str, points: Floats, **where: str) -> list[RunRecord]:
-    """Runs of an arm with `points` (seeds, patients) in Dice points."""
-    return [record(name, seed, row / 100, **where) for seed, row in enumerate(points)]
-
-
-def noise(rng: np.random.Generator, seeds: int, patients: int, of_seeds: float, rest: float = 4.0) -> Floats:
-    """Crossed two-level noise of mean 0: sd of seeds as given, of patients and of the rest `rest`."""
-    return (
-        of_seeds * rng.normal(size=(seeds, 1))
-        + rest * rng.normal(size=patients)
-        + rest * rng.normal(size=(seeds, patients))
-    )
 
 
 def covers(interval: tuple[float, float]) -> bool:

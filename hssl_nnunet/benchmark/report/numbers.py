@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from hssl_nnunet.benchmark import statistics as st
+from hssl_nnunet.benchmark.label_gap import label_gaps
 from hssl_nnunet.benchmark.pairing import patient_dice
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.audit import audits
@@ -29,9 +30,9 @@ def numbers(content: Content) -> dict[str, Any]:
     Returns:
         `asked` (what was asked for, definitions of the arms, commands, versions, hardware), `runs` (one for each
         record, Dice in points by patient), `comparisons`, `overall` and `mean_ranks` as `statistics.py` has them,
-        `against_method` (other pretrained arms minus the method), `training` (curves against each baseline on shared
-        seeds, Dice in [0, 1]), `pretraining`, `pretrained` (its length), `unequal` (arms of another length), `leakage`
-        and `not_run`.
+        `against_method` (other pretrained arms minus the method), `against_most_labels` (arms with few labels minus a
+        baseline with the most), `training` (curves against each baseline on shared seeds, Dice in [0, 1]),
+        `pretraining`, `pretrained` (its length), `unequal` (arms of another length), `leakage` and `not_run`.
     """
     facts = content.facts
     asked = {
@@ -54,6 +55,7 @@ def numbers(content: Content) -> dict[str, Any]:
         "overall": st.overall(content.records),
         "mean_ranks": st.mean_ranks(content.records),
         "against_method": dict(zip(("comparisons", "overall"), compared(content.records), strict=True)),
+        "against_most_labels": label_gaps(content.records),
         "training": [
             {"dataset_name": name, "budget": budget, "baseline": baseline, **asdict(one)}
             for name in content.datasets

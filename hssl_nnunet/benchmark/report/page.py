@@ -7,7 +7,7 @@ from typing import Any
 
 import hssl_nnunet
 from hssl_nnunet.benchmark import statistics as st
-from hssl_nnunet.benchmark.report import commands, costs, gallery, rivals, tables, training, wording
+from hssl_nnunet.benchmark.report import commands, costs, gallery, labels, rivals, tables, training, wording
 from hssl_nnunet.benchmark.report.audit import audits
 from hssl_nnunet.benchmark.report.cases import FIRST_COLOUR, SECOND_COLOUR, TRUTH_COLOUR
 from hssl_nnunet.benchmark.report.content import Content, not_run, read_content
@@ -77,6 +77,8 @@ def _values(content: Content) -> dict[str, Any]:
         "alone": wording.ALONE,
         "version": hssl_nnunet.__version__,
         "answers": wording.answers(overall, content.budgets(), training.headline(content)),
+        "against_most": labels.against_most(content),
+        "label_answers": labels.sentences(content),
         "tallies": [t for b in st.BASELINES if (t := wording.tally(comparisons, b))],
         "unequal": unequal(content),
         "results": tables.results(content, comparisons),

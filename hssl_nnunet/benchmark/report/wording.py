@@ -54,6 +54,11 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
+def labels(budget: str) -> str:
+    """`5% of the labels`, `10 labelled cases`."""
+    return f"{budget} of the labels" if budget.endswith("%") else count(int(budget), "labelled case")
+
+
 def seeds(counts: Iterable[int]) -> str:
     """`3 seeds`; `1 to 3 seeds` where datasets differ."""
     return span(counts, "seed")
@@ -94,10 +99,7 @@ def answers(overall: Sequence[Overall], budgets: Sequence[str], training: Mappin
         clauses += [f"has not been compared with {NAMES[b]}" for b in BASELINES if b not in compared]
         if BASELINES[0] in compared and compared[BASELINES[0]].equal_length:
             clauses += _reached(training.get(budget, ()))
-        where = (
-            f"With {budget} of the labels" if budget.endswith("%") else f"With {count(int(budget), 'labelled case')}"
-        )
-        sentences.append(f"{where}, {METHOD} {'; it '.join(clauses)}.")
+        sentences.append(f"With {labels(budget)}, {METHOD} {'; it '.join(clauses)}.")
     return sentences or [f"No run of {METHOD} can be compared with {' or '.join(BASELINES)} yet: there is no answer."]
 
 
