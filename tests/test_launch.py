@@ -12,13 +12,14 @@ import torch
 
 from hssl_nnunet import launch
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.locks import claimed
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, ENV_TRAINERS, trainers_dir
 
 NAME = "Dataset004_Toy"
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from hssl_nnunet.launch import claimed
+from hssl_nnunet.locks import claimed
 with claimed(Path(sys.argv[1])):
     child = os.fork()  # as nnU-Net's workers, which may outlive a killed training
     if child == 0:
@@ -139,11 +140,11 @@ def test_one_training_at_a_time_in_a_folder_and_a_killed_one_leaves_it_free(tmp_
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     worker = int(holder.stdout.readline())
     try:
-        with pytest.raises(HSSLError, match="Another process trains"), launch.claimed(tmp_path):
+        with pytest.raises(HSSLError, match="Another process trains"), claimed(tmp_path):
             pass
         holder.kill()
         holder.wait()
-        with launch.claimed(tmp_path):  # although the killed training's worker still lives
+        with claimed(tmp_path):  # although the killed training's worker still lives
             os.kill(worker, 0)
     finally:
         os.kill(worker, signal.SIGKILL)

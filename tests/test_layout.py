@@ -28,6 +28,7 @@ RANKS = {
     "errors": 0,
     "paths": 1,
     "files": 1,
+    "locks": 1,
     "versions": 1,
     "typed_json": 1,
     "plan_schema": 2,

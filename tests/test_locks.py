@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hssl_nnunet.launch import claimed, in_use
+from hssl_nnunet.locks import claimed, in_use
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no record locks")
-IMPORTS = "import sys, time\nfrom pathlib import Path\nfrom hssl_nnunet.launch import claimed, in_use\n"
+IMPORTS = "import sys, time\nfrom pathlib import Path\nfrom hssl_nnunet.locks import claimed, in_use\n"
 HOLD = "with claimed(Path(sys.argv[1])):\n    print('holds', flush=True)\n    time.sleep(60)\n"
 LOOK = "print('looks', flush=True)\nwhile True:\n    in_use(Path(sys.argv[1]))\n"
 CLAIMS = 2000

@@ -1,6 +1,6 @@
 """A table of jobs on disk that survives everything: each job a folder with its state, its log and a lock.
 
-A job is run by a process of its own, which holds the lock of the job's folder while it lives (`launch.claimed`). So a
+A job is run by a process of its own, which holds the lock of the job's folder while it lives (`locks.claimed`). So a
 job that says `running` and whose lock is free was killed: it is pending again, and goes on where its training stopped.
 Several runners may share the table, on one machine or on many.
 """
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.launch import claimed, in_use
+from hssl_nnunet.locks import claimed, in_use
 from hssl_nnunet.typed_json import parse, to_json
 
 State = Literal["pending", "running", "done", "failed"]
