@@ -79,7 +79,7 @@ def test_few_labels_stand_beside_the_most(folder: Path, page: Page) -> None:
     content, rows = read_content(folder), page.grouped("Few labels against the most")
     gaps = [g for g in label_gaps(content.records) if g.arm in ("hssl", g.baseline)]
     shown = {(f"{g.arm}, {g.budget} minus {g.baseline}, {g.most}", g.datasets): g for g in gaps}
-    names = {"all datasets": DATASETS}
+    names = {"mean of 2 datasets": DATASETS}
     assert {(title, names.get(name, (name,))) for title, name in rows if title} == set(shown)
     for (title, name), cells in rows.items():
         if title:

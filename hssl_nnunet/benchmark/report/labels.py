@@ -8,7 +8,6 @@ from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.label_gap import LabelGap, label_gaps
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import Content
-from hssl_nnunet.benchmark.report.rivals import ALL
 from hssl_nnunet.benchmark.report.tables import Group
 
 
@@ -52,6 +51,6 @@ def _sentence(baseline: str, budget: str, most: str, gaps: dict[str, LabelGap]) 
 
 def _row(gap: LabelGap) -> tuple[str, str, str, str]:
     alone = wording.ALONE if min(map(len, gap.seeds)) == 1 else ""
-    where = gap.datasets[0] if len(gap.datasets) == 1 else ALL
+    where = gap.datasets[0] if len(gap.datasets) == 1 else f"mean of {len(gap.datasets)} datasets"
     ends = f"{wording.interval(gap.low, gap.high)}{alone}"
     return where, wording.signed(gap.difference), ends, wording.numbers(map(len, gap.seeds))
