@@ -12,9 +12,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees for its next allocation, where the C library is glibc.
 
-    By itself glibc takes large blocks from the operating system and gives them back at once. A network's every feature
-    map is such a block, and a step would spend its time on pages that the system clears again and again
-    (`benchmarks/step.py`). The process then holds as much as it ever needed, until it ends.
+    By itself glibc takes a block of more than 32 MiB from the operating system and gives it back when it is freed. In
+    large plans every feature map is such a block, and a step would spend its time on pages that the system clears again
+    and again (`benchmarks/step.py`). The process then holds as much as it ever needed, until it ends.
 
     Returns:
         Whether it does; no on another C library or system, where nothing is changed.
