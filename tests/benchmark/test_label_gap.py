@@ -32,10 +32,9 @@ def only(gaps: list[LabelGap], name: str, budget: str) -> LabelGap:
 def test_what_is_planted_is_found_and_its_measure_beside_it() -> None:
     rng = np.random.default_rng(0)
     full = 80 + noise(rng, 3, 20, 0.5, 0.5)
-    lacking = [runs("scratch", full - 9 + rng.normal(0, 0.5, full.shape), "5%")]
-    records = sum(
-        [*lacking, runs("hssl", full - 2, "5%"), runs("hssl", full + 1, "20%"), runs("scratch", full, "100%")], []
-    )
+    lacking = runs("scratch", full - 9 + rng.normal(0, 0.5, full.shape), "5%")
+    seeded = [*runs("hssl", full - 2, "5%"), *runs("hssl", full + 1, "20%")]
+    records = [*lacking, *seeded, *runs("scratch", full, "100%")]
     gaps = label_gaps(records)
     assert {(g.baseline, g.most) for g in gaps} == {("scratch", "100%")}
     ours = only(gaps, "hssl", "5%")
