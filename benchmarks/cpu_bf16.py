@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from hssl_nnunet.files import write_json
-from hssl_nnunet.versions import versions
+from hssl_nnunet.versions import cpu_model, versions
 
 ISAS = {"as torch chooses": {}, "without AMX": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}}
 OPERATORS = ("torch", "ours")
@@ -82,6 +82,7 @@ def main() -> None:
         "threads": 1,
         "tolerance": TOLERANCE,
         "versions": versions(),
+        "cpu": cpu_model(),
         "cpu_flags": [flag for flag in flags.split() if "bf16" in flag or "amx" in flag],
     }
     for operators in OPERATORS:

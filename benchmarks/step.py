@@ -4,7 +4,8 @@
 
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
 The trainers step on real batches, in turn (A B A B), each in a process of its own and `--block` steps in a row without
-waiting for the device between them; the ratio is taken pair by pair. On a CPU stock nnU-Net steps once more in a
+waiting for the device between them; the ratio is taken pair by pair. The batches are drawn before, so that no loader
+works beside a step; what one costs a loader's process stands apart. On a CPU stock nnU-Net steps once more in a
 process that keeps its memory as ours does, which tells that gain from the others. A step's parts, measured afterwards,
 are the gaps between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. Its
 floating point operations are counted by torch, its bytes as the size of what every operation reads and writes; the
@@ -16,6 +17,7 @@ which shows the noise. nnU-Net compiles the networks on a GPU unless `nnUNet_com
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import shlex
@@ -51,6 +53,7 @@ from hssl_nnunet.training.finetuner import HSSLFinetuner  # noqa: E402
 from hssl_nnunet.training.memory import keep_freed_memory  # noqa: E402
 
 STOCK_TRAINER = "nnUNetTrainer"
+BATCHES = 8  # drawn for each arm, which steps through them again and again
 SEED = 0  # of every network's first weights; nnU-Net's loader draws from the system
 
 
@@ -105,7 +108,7 @@ def step_times(args: argparse.Namespace, name: str) -> dict[str, object]:
         for precision, ours in plans.items():
             arms[f"hssl_{precision}"] = stack.enter_context(arm(SCRATCH_TRAINER, name, ours, args))
         turns = [{of: ask(pipe, "step", args.block) for of, pipe in arms.items()} for _ in range(args.steps + 1)][1:]
-        seconds = {of: [turn[of][0] for turn in turns] for of in arms}  # the first turn warms up
+        seconds = {of: [turn[of] for turn in turns] for of in arms}  # the first turn warms up
         return {
             **ask(arms["hssl_auto"], "facts"),
             "steps_in_a_row": args.block,
@@ -118,7 +121,7 @@ def step_times(args: argparse.Namespace, name: str) -> dict[str, object]:
             "parts_s": {of: ask(pipe, "parts", args.steps) for of, pipe in arms.items()},
             "peak_gib": {of: ask(pipe, "peak_gib") for of, pipe in arms.items()},
             "work": {of: ask(pipe, "work", statistics.median(seconds[of])) for of, pipe in arms.items()},
-            "wait_for_a_batch_s": round(statistics.median(turn["stock"][1] for turn in turns), 4),
+            "batch_s": ask(arms["stock"], "batch_s"),
         }
 
 
@@ -161,19 +164,29 @@ def serve(
 
 
 class Arm:
-    """A trainer on batches of its own."""
+    """A trainer on batches that it has drawn before; its loader has ended when it steps."""
 
-    def __init__(self, built: Any, device: torch.device):
+    def __init__(self, built: Any, device: torch.device, batches: int = BATCHES):
         self.built, self.device = built, device
-        self.loader, _ = built.get_dataloaders()
-
-    def step(self, block: int) -> tuple[float, float]:
-        """Mean seconds of a few steps in a row, whose end alone is waited for, and of waiting for a batch."""
+        loaders = built.get_dataloaders()
         begin = time.perf_counter()
-        batches = [next(self.loader) for _ in range(block)]
-        waited = time.perf_counter() - begin
-        took = timed(self.device, lambda: [self.built.train_step(batch) for batch in batches])
-        return took / block, waited / block
+        drawn = [next(loaders[0]) for _ in range(batches)]
+        self.seconds_of_a_batch = (time.perf_counter() - begin) / batches
+        for loader in loaders:
+            loader._finish()  # as nnU-Net's on_train_end
+        self.batches = itertools.cycle(drawn)
+
+    def batch(self) -> dict[str, Any]:
+        return dict(next(self.batches))
+
+    def step(self, block: int) -> float:
+        """Mean seconds of a few steps in a row, whose end alone is waited for."""
+        batches = [self.batch() for _ in range(block)]
+        return timed(self.device, lambda: [self.built.train_step(batch) for batch in batches]) / block
+
+    def batch_s(self) -> float:
+        """Seconds between two batches while nothing trains, by as many processes as `nnUNet_n_proc_DA` says."""
+        return round(self.seconds_of_a_batch, 4)
 
     def facts(self) -> dict[str, object]:
         configuration = self.built.configuration_manager
@@ -184,7 +197,7 @@ class Arm:
         }
 
     def parts(self, steps: int) -> dict[str, float]:
-        return Parts(self.built, self.device).medians([next(self.loader) for _ in range(steps + 1)])
+        return Parts(self.built, self.device).medians([self.batch() for _ in range(steps + 1)])
 
     def peak_gib(self) -> float:
         """Largest memory of the process, without the loader's, or on a GPU of the device."""
@@ -194,7 +207,7 @@ class Arm:
 
     def work(self, seconds: float) -> dict[str, object]:
         """What the step reaches, against the ceilings in its precision."""
-        found, batch = ceilings(self.device, dtype_of(self.built, self.device), repeats=5), next(self.loader)
+        found, batch = ceilings(self.device, dtype_of(self.built, self.device), repeats=5), self.batch()
         return {**reached(lambda: self.built.train_step(dict(batch)), seconds, found), "ceilings": found}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +13,23 @@ PrecisionPlan = Literal["auto", "fp32", "bf16"]
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether bf16 is faster on the device than what nnU-Net uses: on GPUs from sm80 and on CPUs with AMX.
+    """Whether bf16 is faster on the device than what nnU-Net uses: on GPUs from sm80 and on some CPUs.
 
-    On CPUs without AMX bf16 is slower than fp32 (`benchmarks/cpu_bf16.py`). It needs `use_cpu_operators`: torch's own
-    gradients are wrong there.
+    These are CPUs with AMX, and AMD's with AVX512-BF16: they train a small network faster in bf16, Intel's without AMX
+    slower (`benchmarks/cpu_bf16.py`). It needs `use_cpu_operators`: torch's own gradients are wrong on some of them.
     """
     if device.type == "cpu":
-        return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())  # no public name yet
+        return _has_amx() or _has_bf16_of_amd()
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _has_amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())  # no public name yet
+
+
+def _has_bf16_of_amd() -> bool:
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
+    return bool(told.get("avx512_bf16")) and "AMD" in told.get("cpu_name", "")
 
 
 def compute_dtype(plan: PrecisionPlan, device: torch.device) -> torch.dtype:

@@ -23,14 +23,28 @@ def test_the_plan_decides_on_a_cpu(plan, expected) -> None:
     assert precision.compute_dtype(plan, CPU) == expected
 
 
-@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_follows_the_cpu(monkeypatch, amx, expected) -> None:
+INTEL, AMD = {"cpu_name": "Intel(R) Xeon(R) Processor"}, {"cpu_name": "AMD EPYC"}
+
+
+@pytest.mark.parametrize(
+    ("amx", "told", "expected"),
+    [
+        (True, INTEL | {"avx512_bf16": True}, torch.bfloat16),
+        (False, INTEL | {"avx512_bf16": True}, torch.float32),
+        (False, AMD | {"avx512_bf16": True}, torch.bfloat16),
+        (False, AMD | {"avx512_bf16": False}, torch.float32),
+        (False, {"architecture": "aarch64"}, torch.float32),
+    ],
+)
+def test_auto_follows_the_cpu(monkeypatch, amx, told, expected) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
     assert precision.compute_dtype("auto", CPU) == expected
 
 
 def test_a_torch_that_does_not_tell_stays_in_fp32(monkeypatch) -> None:
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert precision.compute_dtype("auto", CPU) == torch.float32
 
 
