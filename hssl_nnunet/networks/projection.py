@@ -81,6 +81,11 @@ def is_segmentation(role: str) -> bool:
     return ".segmentation." in role
 
 
+def is_stem(role: str) -> bool:
+    """Whether the role is that of the kernel that reads the image's channels."""
+    return _STEM.fullmatch(role) is not None
+
+
 def is_transposed(role: str) -> bool:
     """Whether the role is that of a transposed convolution's kernel."""
     return role.endswith("transpconv.weight")
@@ -120,7 +125,7 @@ def _decide(role: str, shape: tuple[int, ...], shared: Sequence[int] | None) -> 
         return "fresh", f"width {shape[0]}, pretrained with {shared[0]}"
     steps = []
     if shape[:2] != shared[:2]:
-        if shape[0] != shared[0] or not _STEM.fullmatch(role):
+        if shape[0] != shared[0] or not is_stem(role):
             return "fresh", f"width {shape[1]} -> {shape[0]}, pretrained with {shared[1]} -> {shared[0]}"
         one = "one-channel stem" if shared[1] == 1 else f"stem's {shared[1]} channels added up,"
         steps.append(f"{one} repeated {shape[1]} times and divided by {shape[1]}")

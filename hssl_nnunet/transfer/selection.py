@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from hssl_nnunet.networks.projection import Entry, is_segmentation, plan_projection, project
+from hssl_nnunet.networks.projection import Entry, is_segmentation, is_stem, plan_projection, project
 from hssl_nnunet.networks.topology import Topology
 
 Transfer = Literal["all", "encoder", "equal"]
@@ -55,7 +55,8 @@ def _equal_state(
 ) -> tuple[dict[str, Tensor], list[Entry]]:
     """Tensors of equal name and shape in the deepest domain's own network: names count from the bottleneck."""
     source = max(domains, key=lambda t: t.n_stages)
-    skeleton = source.build(device="meta")
+    channels = next((t.shape[1] for role, t in tensors.items() if is_stem(role)), 1)  # imported stems may have several
+    skeleton = source.build(channels, device="meta")
     there = project(tensors, plan_projection({r: tuple(t.shape) for r, t in tensors.items()}, skeleton, source))
     entries, state = [], {}
     for entry in plan_projection({}, network, topology):

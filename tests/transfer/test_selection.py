@@ -6,6 +6,7 @@ import pytest
 import tiny_target as tiny
 import torch
 
+from hssl_nnunet.networks.projection import is_stem, role_of
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.transfer.seeding import load_into
 from hssl_nnunet.transfer.selection import selected_state
@@ -44,6 +45,20 @@ def test_equal_is_a_plain_comparison_of_state_dicts(family: str) -> None:
     assert stem.status == "fresh" and "in the source" in stem.how
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_equal_takes_a_stem_of_as_many_channels_alone(family: str, channels: int) -> None:
+    """Imported weights keep the channels that they were trained with."""
+    source = topology(family, tiny.SOURCE)
+    pretrained = source.build(2, 1)
+    tensors = {role_of(name, source.n_stages): p.detach() for name, p in pretrained.named_parameters()}
+    stem = next(role for role in tensors if is_stem(role))
+    network = source.build(channels, 3)
+    state, _ = selected_state(tensors, network, source, "equal", [source])
+    taken = [tensor for name, tensor in state.items() if role_of(name, source.n_stages) == stem]
+    assert len(taken) == (channels == 2) and all(torch.equal(t, tensors[stem]) for t in taken)
+
+
 def test_equal_takes_a_decoder_of_another_depth_at_the_wrong_level() -> None:
     """Stock names count from the bottleneck: what this project's roles are for."""
     deep = {**tiny.TARGET, "kernels": [[3, 3, 3]] * 3, "features": [8, 8, 8]}
@@ -52,8 +67,6 @@ def test_equal_takes_a_decoder_of_another_depth_at_the_wrong_level() -> None:
     network = target.build(1, 3)
     pretrained = source.build(1, 1)
     tensors = {}
-    from hssl_nnunet.networks.projection import role_of
-
     for name, parameter in pretrained.named_parameters():
         tensors[role_of(name, 3)] = parameter.detach()
     name = "decoder.stages.0.convs.0.conv.weight"
