@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, timezone
 from pathlib import Path
 from time import time
 from typing import Any
@@ -33,18 +32,13 @@ from hssl_nnunet.training.memory import keep_freed_memory
 from hssl_nnunet.training.monitor import PROBES, Monitor, no_probe
 from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.pictures import plot_curves
+from hssl_nnunet.training.provenance import weights_metadata
 from hssl_nnunet.training.schedule import EpochSchedule, warmup_poly
 from hssl_nnunet.training.steps import ChunkPreparer
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
-from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, save_weights
-from hssl_nnunet.versions import versions
+from hssl_nnunet.transfer.weights_file import save_weights
 
 WEIGHTS_NAME = "hssl.safetensors"
-LICENCE = "Derived from the corpus' images: state their licences before passing the weights on."
-CITATION = (
-    "Zheng et al., Hierarchical Self-Supervised Learning for Medical Image Segmentation Based on Multi-Domain Data "
-    "Aggregation, MICCAI 2021, arXiv:2107.04886; Isensee et al., nnU-Net, Nature Methods 2021"
-)
 
 
 class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -312,31 +306,6 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def save_weights(self, path: Path) -> None:
         """Write the weights file: shared weights, heads, and where they come from."""
         heads = {n: p for n, p in self.model.state_dict().items() if not n.startswith(("shared.", "queue."))}
-        save_weights(path, self.model.shared.tensors(), heads, self.metadata())
+        learned = weights_metadata(self.corpus, self.model.shared, self.rows, self.curves(), self.current_epoch)
+        save_weights(path, self.model.shared.tensors(), heads, learned)
         self.print_to_log_file(f"Wrote {path}")
-
-    def metadata(self) -> WeightsMetadata:
-        """What the weights file says about itself."""
-        return WeightsMetadata(
-            family=self.model.shared.family,
-            dim=len(self.corpus.domains[0].patch_size),
-            domains=self.corpus.domains,
-            pretraining=self.plan,
-            images=tuple(
-                SeenImage(
-                    dataset_name=r.dataset_name,
-                    case=r.case,
-                    channel=r.channel,
-                    patient=r.patient,
-                    content_hash=r.content_hash,
-                )
-                for r in self.rows
-            ),
-            curves=self.curves(),
-            versions=versions(),
-            seed=self.plan.seed,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            licence=LICENCE,
-            citation=CITATION,
-            epochs_done=self.current_epoch,
-        )

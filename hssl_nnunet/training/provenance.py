@@ -1,0 +1,59 @@
+"""What a weights file says about its pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+
+from hssl_nnunet.corpus.manifest import ImageRow
+from hssl_nnunet.networks.shared_weights import SharedWeights
+from hssl_nnunet.plan_schema import CorpusBlock
+from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata
+from hssl_nnunet.versions import versions
+
+LICENCE = "Derived from the corpus' images: state their licences before passing the weights on."
+CITATION = (
+    "Zheng et al., Hierarchical Self-Supervised Learning for Medical Image Segmentation Based on Multi-Domain Data "
+    "Aggregation, MICCAI 2021, arXiv:2107.04886; Isensee et al., nnU-Net, Nature Methods 2021"
+)
+
+
+def weights_metadata(
+    corpus: CorpusBlock,
+    shared: SharedWeights,
+    rows: Sequence[ImageRow],
+    curves: Mapping[str, list[float]],
+    epochs_done: int,
+) -> WeightsMetadata:
+    """Describe a pretraining, so that its weights can be used, compared and checked for leakage without it.
+
+    Args:
+        corpus: the corpus and its plan.
+        shared: the weights.
+        rows: the images seen.
+        curves: what was logged in every epoch.
+        epochs_done: epochs so far.
+    """
+    return WeightsMetadata(
+        family=shared.family,
+        dim=len(corpus.domains[0].patch_size),
+        domains=corpus.domains,
+        pretraining=corpus.pretraining,
+        images=tuple(
+            SeenImage(
+                dataset_name=r.dataset_name,
+                case=r.case,
+                channel=r.channel,
+                patient=r.patient,
+                content_hash=r.content_hash,
+            )
+            for r in rows
+        ),
+        curves=dict(curves),
+        versions=versions(),
+        seed=corpus.pretraining.seed,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        licence=LICENCE,
+        citation=CITATION,
+        epochs_done=epochs_done,
+    )
