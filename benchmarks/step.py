@@ -5,7 +5,7 @@
 DATASET is preprocessed, PLANS its stock plans; a copy of them with our values lies beside them while this runs.
 The trainers step on real batches, in turn (A B A B), each in a process of its own and `--block` steps in a row without
 waiting for the device between them; the ratio is taken pair by pair. The batches are drawn before, so that no loader
-works beside a step; what one costs a loader's process stands apart. On a CPU stock nnU-Net steps once more in a
+works beside a step. On a CPU stock nnU-Net steps once more in a
 process that keeps its memory as ours does, which tells that gain from the others. A step's parts, measured afterwards,
 are the gaps between hooks: batch to device, forward, loss, backward with clipping (ours: its norm), optimiser. Its
 floating point operations are counted by torch, its bytes as the size of what every operation reads and writes; the
@@ -121,7 +121,6 @@ def step_times(args: argparse.Namespace, name: str) -> dict[str, object]:
             "parts_s": {of: ask(pipe, "parts", args.steps) for of, pipe in arms.items()},
             "peak_gib": {of: ask(pipe, "peak_gib") for of, pipe in arms.items()},
             "work": {of: ask(pipe, "work", statistics.median(seconds[of])) for of, pipe in arms.items()},
-            "batch_s": ask(arms["stock"], "batch_s"),
         }
 
 
@@ -169,12 +168,9 @@ class Arm:
     def __init__(self, built: Any, device: torch.device, batches: int = BATCHES):
         self.built, self.device = built, device
         loaders = built.get_dataloaders()
-        begin = time.perf_counter()
-        drawn = [next(loaders[0]) for _ in range(batches)]
-        self.seconds_of_a_batch = (time.perf_counter() - begin) / batches
+        self.batches = itertools.cycle([next(loaders[0]) for _ in range(batches)])
         for loader in loaders:
             loader._finish()  # as nnU-Net's on_train_end
-        self.batches = itertools.cycle(drawn)
 
     def batch(self) -> dict[str, Any]:
         return dict(next(self.batches))
@@ -183,10 +179,6 @@ class Arm:
         """Mean seconds of a few steps in a row, whose end alone is waited for."""
         batches = [self.batch() for _ in range(block)]
         return timed(self.device, lambda: [self.built.train_step(batch) for batch in batches]) / block
-
-    def batch_s(self) -> float:
-        """Seconds between two batches while nothing trains, by as many processes as `nnUNet_n_proc_DA` says."""
-        return round(self.seconds_of_a_batch, 4)
 
     def facts(self) -> dict[str, object]:
         configuration = self.built.configuration_manager
