@@ -15,8 +15,9 @@ PrecisionPlan = Literal["auto", "fp32", "bf16"]
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether bf16 is faster on the device than what nnU-Net uses: on GPUs from sm80 and on some CPUs.
 
-    These are CPUs with AMX, and AMD's with AVX512-BF16: they train a small network faster in bf16, Intel's without AMX
-    slower (`benchmarks/cpu_bf16.py`). It needs `use_cpu_operators`: torch's own gradients are wrong on some of them.
+    These are CPUs with AMX, and AMD's with AVX512-BF16: they train a small network faster in bf16, Intel's AVX512-BF16
+    without AMX slower (`benchmarks/cpu_bf16.py`). It needs `use_cpu_operators`: torch's own gradients are wrong on some
+    of them.
     """
     if device.type == "cpu":
         return _has_amx() or _has_bf16_of_amd()
