@@ -214,13 +214,14 @@ class _Queue:
         for job in self._ready():
             if len(taken) == most:
                 break
-            state = self.table.state(job.name)
+            held = in_use(self.table.folder(job.name))
+            state = self.table.state(job.name)  # after the lock: whoever left it wrote the state before
             failed_since = state.state == "failed" and state != self.before[job.name]
             if state.state == "done" or failed_since:
                 self.waiting.remove(job)
                 self.look_again = True  # another may need it
                 self._tell(job, state.state)
-            elif in_use(self.table.folder(job.name)):
+            elif held:
                 self.look_again = True
             else:
                 self.waiting.remove(job)

@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hssl_nnunet.benchmark import jobs, run
-from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner, shard
+from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
 from hssl_nnunet.benchmark.run import shared_threads
 from hssl_nnunet.errors import HSSLError
 
@@ -162,6 +163,25 @@ def test_a_job_that_failed_under_another_runner_is_not_run_again_in_this_call(tm
     }
     Runner(table, 2).run(work)
     assert order(tmp_path) == ["free", "gate_fail", "after"] and table.state("gate_fail").attempts == 2
+
+
+def test_a_job_that_fails_between_a_look_at_its_state_and_one_at_its_lock_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, looks = JobTable(tmp_path), []
+    running = JobState(state="running", attempts=1)
+    table.write("fail", running)
+
+    def held_once(folder: Path) -> bool:
+        """The other runner holds the job as this one begins, and has let go at the next look."""
+        looks.append(folder)
+        if len(looks) == 2:
+            table.write("fail", replace(running, state="failed"))
+        return len(looks) == 1
+
+    monkeypatch.setattr(jobs, "in_use", held_once)
+    states = Runner(table, 1).run([job(tmp_path, "fail")])
+    assert (states["fail"].state, states["fail"].attempts) == ("failed", 1) and len(looks) > 1
 
 
 def test_a_job_that_another_runner_was_killed_on_is_taken_over(tmp_path: Path) -> None:
