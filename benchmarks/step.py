@@ -165,10 +165,10 @@ def serve(
 class Arm:
     """A trainer on batches that it has drawn before; its loader has ended when it steps."""
 
-    def __init__(self, built: Any, device: torch.device, batches: int = BATCHES):
+    def __init__(self, built: Any, device: torch.device):
         self.built, self.device = built, device
         loaders = built.get_dataloaders()
-        self.batches = itertools.cycle([next(loaders[0]) for _ in range(batches)])
+        self.batches = itertools.cycle([next(loaders[0]) for _ in range(BATCHES)])
         for loader in loaders:
             loader._finish()  # as nnU-Net's on_train_end
 
