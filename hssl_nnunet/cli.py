@@ -175,12 +175,16 @@ def seed(
     pth: Annotated[
         Path | None, typer.Option("--pth", metavar="OUT", help="Also write a file for stock -pretrained_weights.")
     ] = None,
+    nnssl: Annotated[
+        Path | None,
+        typer.Option("--nnssl", metavar="OUT", help="Also write nnssl's format, for nnU-Net's PretrainedTrainer."),
+    ] = None,
 ) -> None:
     """Report what a target takes from pretrained weights, tensor by tensor, and write its seeded plans."""
     from hssl_nnunet.transfer.report import render
     from hssl_nnunet.transfer.seeding import seed_target
 
-    for report in seed_target(dataset, weights, plans_name, configurations, pth).values():
+    for report in seed_target(dataset, weights, plans_name, configurations, pth, nnssl).values():
         show(render(report, full=True))
 
 

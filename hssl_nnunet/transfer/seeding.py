@@ -28,6 +28,8 @@ from hssl_nnunet.plan_schema import (
     preset_of_plans,
 )
 from hssl_nnunet.transfer.leakage import leakage_notes
+from hssl_nnunet.transfer.nnssl_format import CONFIGURATION as OF_NNSSL
+from hssl_nnunet.transfer.nnssl_format import nnssl_checkpoint
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.selection import Transfer, selected_state
 from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights
@@ -111,6 +113,7 @@ def seed_target(
     plans_name: str = DEFAULT_PLANS,
     configurations: Sequence[str] | None = ("3d_fullres",),
     pth: str | Path | None = None,
+    nnssl: str | Path | None = None,
     finetuning_overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, TransferReport]:
     """Report what a target takes from a weights file, and write `<plans_name>_HSSL.json` beside its plans.
@@ -124,6 +127,7 @@ def seed_target(
         plans_name: plans of the target, as `hssl plan_and_preprocess` wrote them.
         configurations: configurations to report on; None = all that train on images alone.
         pth: a file to write for stock `nnUNetv2_train -pretrained_weights`; needs exactly one configuration.
+        nnssl: a file to write in nnssl's format, for nnU-Net's `PretrainedTrainer`; needs `3d_fullres` alone.
         finetuning_overrides: fine-tuning values that differ from the preset's.
 
     Returns:
@@ -135,10 +139,7 @@ def seed_target(
     tensors, metadata = load_weights(weights)
     target = _read_target(dataset, plans_name)
     asked = _configurations(target, configurations)
-    if pth is not None and len(asked) != 1:
-        raise HSSLError(
-            f"A .pth file holds one network, got the configurations {', '.join(asked)}. Add `-c {asked[0]}`."
-        )
+    _check_files(asked, pth, nnssl)
     source = str(target.plans_file)
     networks = {name: target_network(target.plans, target.dataset_json, name, source) for name in asked}
     for _, topology in networks.values():
@@ -155,8 +156,11 @@ def seed_target(
         )
         for name, (network, topology) in networks.items()
     }
+    network, topology = networks[asked[0]]
     if pth is not None:
-        _write_pth(pth, networks[asked[0]][0])
+        _write_checkpoint(pth, {"network_weights": network.state_dict()})
+    if nnssl is not None:
+        _write_checkpoint(nnssl, nnssl_checkpoint(network, topology, target.plans, metadata))
     _write_seeded_plans(target, Path(weights), finetuning)
     return reports
 
@@ -186,6 +190,14 @@ def _configurations(target: _Target, asked: Sequence[str] | None) -> list[str]:
     return list(asked or usable)
 
 
+def _check_files(asked: list[str], pth: str | Path | None, nnssl: str | Path | None) -> None:
+    got = f"got the configurations {', '.join(asked)}"
+    if pth is not None and len(asked) != 1:
+        raise HSSLError(f"A .pth file holds one network, {got}. Add `-c {asked[0]}`.")
+    if nnssl is not None and asked != [OF_NNSSL]:
+        raise HSSLError(f"nnU-Net reads nnssl's format for {OF_NNSSL} alone, {got}. Add `-c {OF_NNSSL}`.")
+
+
 def _check_family(metadata: WeightsMetadata, topology: Topology, target: _Target) -> None:
     if metadata.family != topology.family:
         theirs = metadata.domains[0].plans_name
@@ -199,10 +211,10 @@ def _check_family(metadata: WeightsMetadata, topology: Topology, target: _Target
         )
 
 
-def _write_pth(path: str | Path, network: nn.Module) -> None:
+def _write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     # through a file object, so that a full disk is an OSError and not an internal error of torch
     with written_whole(path) as temporary, temporary.open("wb") as file:
-        torch.save({"network_weights": network.state_dict()}, file)
+        torch.save(dict(content), file)
 
 
 def _write_seeded_plans(target: _Target, weights: Path, finetuning: FinetuningPlan) -> None:
