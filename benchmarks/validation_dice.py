@@ -1,16 +1,17 @@
 """Dice of a benchmark's trained arms on cases that neither trained nor test: values are chosen on these.
 
-    python benchmarks/validation_dice.py FOLDER [FOLDER...] --arm hssl [--cases 10] [--out benchmarks/results/....json]
+    python benchmarks/validation_dice.py FOLDER [FOLDER...] --arms hssl [ARM...] [--cases 10] [--out ....json]
 
 FOLDER is what `hssl benchmark run -o` wrote; several of one splits file, for example one for each learning rate. Of
-every run of the arm that all folders have, the last checkpoint predicts whole cases, without mirroring and in the
-preprocessed voxels: the first ones, by the seed's order, of patients of whom the run has no label. Pretraining may have
-seen their images, as it has in use; no test case is read.
+every target, budget and seed that all arms have in all folders, the last checkpoint predicts whole cases, without
+mirroring and in the preprocessed voxels: the first ones, by the seed's order, of patients of whom the run has no label.
+Pretraining may have seen their images, as it has in use; no test case is read.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shlex
 import statistics
@@ -30,25 +31,26 @@ from hssl_nnunet.launch import set_environment
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    folders: list[Path] = args.folders
-    found = [{key(r): r for r in read_records(folder) if r.arm == args.arm} for folder in folders]
-    common = [k for k in found[0] if all(k in runs for runs in found)]
-    splits = [read_splits(folder) for folder in folders]
+    splits = [read_splits(folder) for folder in args.folders]
     if any(s != splits[0] for s in splits):
         sys.exit("The folders differ in splits.json: their runs have other labelled or test cases.")
+    variants = list(itertools.product(args.folders, args.arms))
+    found = [{key(r): r for r in read_records(folder) if r.arm == arm} for folder, arm in variants]
+    common = [k for k in found[0] if all(k in runs for runs in found)]
     rows = []
     for dataset, budget, seed in sorted(common, key=lambda k: (k[2], k[0])):
         row: dict[str, object] = {"dataset_name": dataset, "budget": budget, "seed": seed}
-        for folder, runs in zip(folders, found, strict=True):
+        for (folder, arm), runs in zip(variants, found, strict=True):
             run = runs[dataset, budget, seed]
             cases = unlabelled(splits[0][dataset], run, args.cases)
             dices = dices_of(folder, run, cases)
-            row |= {"cases": cases, folder.name: round(100 * statistics.mean(dices), 2)}
-            row[f"{folder.name}, each"] = [round(100 * d, 1) for d in dices]
+            label = arm if len(args.folders) == 1 else f"{folder.name} {arm}"
+            row |= {"cases": cases, label: round(100 * statistics.mean(dices), 2)}
+            row[f"{label}, each"] = [round(100 * d, 1) for d in dices]
         print(row, flush=True)
         rows.append(row)
         told = about(torch.device("cpu"), args.threads)
-        write_json(args.out, {"command": f"python {shlex.join(sys.argv)}", **told, "arm": args.arm, "runs": rows})
+        write_json(args.out, {"command": f"python {shlex.join(sys.argv)}", **told, "runs": rows})
 
 
 def key(record: RunRecord) -> tuple[str, str, int]:
@@ -93,7 +95,7 @@ def trained_folder(workspace: Workspace, plan: BenchmarkPlan, run: RunRecord) ->
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--arm", default="hssl")
+    parser.add_argument("--arms", nargs="+", default=["hssl"])
     parser.add_argument("--cases", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/validation_dice.json"))

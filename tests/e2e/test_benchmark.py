@@ -83,11 +83,12 @@ SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
 def check_validation_dice(run: Callable[..., str], folder: Path, split: dict) -> None:
     """The script by which values are chosen scores neither labelled nor test cases."""
-    run("python", SCRIPTS / "validation_dice.py", "bench", "bench", "--arm", "scratch", "--out", "validation.json")
+    run("python", SCRIPTS / "validation_dice.py", "bench", "--arms", "scratch", "hssl", "--out", "validation.json")
     (found,) = json.loads((folder / "validation.json").read_text())["runs"]
     known = {*split["test"], *split["order"]["0"][:2]}
     assert found["cases"] == [case for case in split["order"]["0"] if case not in known] and found["cases"]
-    assert 0 <= found["bench"] <= 100 and len(found["bench, each"]) == len(found["cases"])
+    for arm in ("scratch", "hssl"):
+        assert 0 <= found[arm] <= 100 and len(found[f"{arm}, each"]) == len(found["cases"])
 
 
 def check_frozen_features(run: Callable[..., str], folder: Path, split: dict) -> None:
