@@ -27,18 +27,11 @@ def seeded(preprocessed: Path, folder: Path, family: str) -> tuple[Path, Path]:
     return weights, out
 
 
-def expected(weights: Path, family: str) -> nn.Module:
-    """The target's network with the weights, by our own seeding; equally initialised each time."""
-    torch.manual_seed(0)
+def expected(weights: Path, family: str) -> tuple[nn.Module, list[str]]:
+    """The target's network with the weights, by our own seeding; and the parameters that stem from them."""
     network, topology = target_network(tiny.plans(family), tiny.dataset_json(), "3d_fullres")
-    load_into(network, load_weights(weights)[0], topology)
-    return network
-
-
-def transferred(weights: Path, family: str) -> list[str]:
-    torch.manual_seed(0)
-    network, topology = target_network(tiny.plans(family), tiny.dataset_json(), "3d_fullres")
-    return [e.name for e in load_into(network, load_weights(weights)[0], topology) if e.status != "fresh"]
+    entries = load_into(network, load_weights(weights)[0], topology)
+    return network, [entry.name for entry in entries if entry.status != "fresh"]
 
 
 def assert_equal(network: nn.Module, other: nn.Module, names: list[str]) -> None:
@@ -52,9 +45,9 @@ def test_it_comes_back_as_it_went(preprocessed: Path, tmp_path: Path, family: st
     weights, out = seeded(preprocessed, tmp_path, family)
     done = import_checkpoint(out, tmp_path / "back.safetensors")
     assert not done.absent and not done.ignored
-    names = transferred(weights, family)
+    network, names = expected(weights, family)
     assert {name.split(".")[0] for name in names} == {"encoder", "decoder"}
-    assert_equal(expected(tmp_path / "back.safetensors", family), expected(weights, family), names)
+    assert_equal(expected(tmp_path / "back.safetensors", family)[0], network, names)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -62,7 +55,7 @@ def test_its_keys_name_encoder_stem_and_first_kernel(preprocessed: Path, tmp_pat
     _, out = seeded(preprocessed, tmp_path, family)
     content = torch.load(out, weights_only=True)
     plan, tensors = content["nnssl_adaptation_plan"], content["network_weights"]
-    network = expected(tmp_path / "w.safetensors", family)
+    network, _ = expected(tmp_path / "w.safetensors", family)
     for key in ("key_to_encoder", "key_to_stem"):
         part = network.get_submodule(plan[key]).state_dict()
         assert part and {f"{plan[key]}.{name}" for name in part} <= tensors.keys()
@@ -83,11 +76,10 @@ def test_nnunets_loader_takes_the_whole_encoder(preprocessed: Path, tmp_path: Pa
     except ModuleNotFoundError:
         pytest.skip(f"this release of nnU-Net has no {loader}")
     weights, out = seeded(preprocessed, tmp_path, family)
-    torch.manual_seed(1)
-    network, _ = target_network(tiny.plans(family), tiny.dataset_json(), "3d_fullres")
-    loaded = load_with(trainer, network, out)
-    names = [name for name in transferred(weights, family) if name.startswith("encoder.")]
-    assert_equal(loaded, expected(weights, family), names)
+    fresh, _ = target_network(tiny.plans(family), tiny.dataset_json(), "3d_fullres")
+    loaded = load_with(trainer, fresh, out)
+    network, names = expected(weights, family)
+    assert_equal(loaded, network, [name for name in names if name.startswith("encoder.")])
 
 
 def load_with(trainer: Any, network: nn.Module, checkpoint: Path) -> nn.Module:
