@@ -31,14 +31,17 @@ Index = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossPlan:
-    """Weights and forms of the four terms; a term of weight 0 is not computed.
+    """Weights and forms of the five terms; a term of weight 0 is not computed.
 
     Attributes:
         image: weight of NT-Xent between two views of an image.
         task: weight of the term on the domain's identity.
         group: weight of the term on the groups, averaged over the levels of the hierarchy.
         reconstruction: weight of the decoder's mean squared error.
-        tau: temperature of every contrastive term.
+        voxel: weight of the contrast between places that both views of an image show, on the decoder's features.
+        voxel_points: places of each image.
+        voxel_tau: temperature of that contrast.
+        tau: temperature of every other contrastive term.
         pooling: statistics of a feature map that describe its image; `mean` is the ablation.
         negatives: which images count as negatives in NT-Xent.
         queue_per_domain: embeddings of earlier steps that each domain keeps as further negatives in NT-Xent; 0 = none.
@@ -54,6 +57,9 @@ class LossPlan:
     task: NonNegative
     group: NonNegative
     reconstruction: NonNegative
+    voxel: NonNegative = 0.0  # younger than format 1
+    voxel_points: Count = 64
+    voxel_tau: Positive = 0.1
     tau: Positive
     pooling: Literal["mean_max_std", "mean"]
     negatives: Literal["all", "same_task", "other_task"]

@@ -26,11 +26,15 @@ class Views:
         clean: (V, B, 1, X, Y[, Z]) float32, spatially transformed only: what a reconstruction aims at.
         augmented: same shape, intensities transformed as well: what the network sees.
         valid: same shape, bool, False where a voxel stems from outside the image, even in part.
+        matrix: (B, V, D, D) float32 on the CPU, with `offset` the map of each view as `draw_transforms` has it.
+        offset: (B, V, D) float32 on the CPU.
     """
 
     clean: Tensor
     augmented: Tensor
     valid: Tensor
+    matrix: Tensor
+    offset: Tensor
 
 
 def make_views(raw: RawChunk, geometry: DomainGeometry, plan: ViewPlan, num_views: int = 2) -> Views:
@@ -50,7 +54,7 @@ def make_views(raw: RawChunk, geometry: DomainGeometry, plan: ViewPlan, num_view
         fine_axes=geometry.fine_axes,
         generator=generator,
     )
-    return Views(clean, augmented.view_as(clean), valid)
+    return Views(clean, augmented.view_as(clean), valid, matrix, offset)
 
 
 def draw_transforms(

@@ -1,10 +1,10 @@
-"""The loss of pretraining: image, task and group of the hierarchy, and reconstruction, weighted by the plan.
+"""The loss of pretraining: voxel, image, task and group of the hierarchy, and reconstruction, weighted by the plan.
 
-`L = w_image L_image + w_task L_task + w_group L_group + w_rec L_rec`
+`L = w_voxel L_voxel + w_image L_image + w_task L_task + w_group L_group + w_rec L_rec`
 
 Source: Zheng et al. 2021, Hierarchical Self-Supervised Learning for Medical Image Segmentation Based on Multi-Domain
 Data Aggregation, https://arxiv.org/abs/2107.04886. A reconstruction from its abstract, which fixes the levels and the
-combination of contrast and classification; weights, temperature and the form of each term are ours.
+combination of contrast and classification; weights, temperature, the form of each term and the voxel term are ours.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hssl_nnunet.losses.classification import classification
 from hssl_nnunet.losses.contrastive import nt_xent, supervised_contrast
 from hssl_nnunet.losses.queue import NegativeQueue
 from hssl_nnunet.losses.reconstruction import Reconstruction, reconstruction_error
+from hssl_nnunet.losses.voxel import VoxelEmbeddings, voxel_contrast
 from hssl_nnunet.plan_schema import LossPlan
 
 
@@ -47,12 +48,14 @@ class Outputs:
         task_logits: (V, N, T) for T domains, or None.
         group_logits: (V, N, G_l) for each level l of the hierarchy, or empty.
         reconstructions: one per chunk, or empty.
+        voxels: one per chunk, or empty.
     """
 
     z: Tensor | None
     task_logits: Tensor | None
     group_logits: tuple[Tensor, ...]
     reconstructions: tuple[Reconstruction, ...]
+    voxels: tuple[VoxelEmbeddings, ...] = ()
 
 
 def hierarchical_loss(
@@ -70,8 +73,8 @@ def hierarchical_loss(
         queue: embeddings of earlier steps, further negatives of the image term.
 
     Returns:
-        The unweighted value of each term with weight > 0, among `image`, `task`, `group` and `reconstruction`, and
-        `total`, the weighted sum. Scalars, at least float32.
+        The unweighted value of each term with weight > 0, among `image`, `task`, `group`, `reconstruction` and
+        `voxel`, and `total`, the weighted sum. Scalars, at least float32.
 
     Raises:
         HSSLError: every weight is 0.
@@ -88,6 +91,8 @@ def hierarchical_loss(
         terms["group"] = torch.stack(values).mean()
     if plan.reconstruction > 0:
         terms["reconstruction"] = reconstruction_error(outputs.reconstructions, plan.reconstruction_target)
+    if plan.voxel > 0:
+        terms["voxel"] = voxel_contrast(outputs.voxels, plan.voxel_tau)
     if not terms:
         raise HSSLError(
             "Every weight under `hssl.pretraining.loss` is 0, expected at least one > 0. Edit the plans file."

@@ -1,4 +1,4 @@
-"""What stands on top of the encoder in pretraining: pooled embedding `h`, projection `z`, classifiers."""
+"""What stands on top of the network in pretraining: pooled embedding `h`, projection `z`, embeddings of voxels."""
 
 from __future__ import annotations
 
@@ -128,3 +128,46 @@ class Projector(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """`(B, width)` -> `(B, projection_width)` of norm 1."""
         return functional.normalize(self.layers(h), dim=1)
+
+
+class VoxelEmbedding(nn.Module):
+    """What the decoder says of places: its features there, each level mapped to a common width, averaged, projected.
+
+    A shallow topology lacks the deep levels, as in `Embedding`.
+    """
+
+    def __init__(self, features: Sequence[int], width: int, projection_width: int):
+        """Build the layers.
+
+        Args:
+            features: width of each level of the deepest topology, level 0 first.
+            width: common width of the levels.
+            projection_width: width of an embedding.
+        """
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Linear(f, width) for f in features[:-1])  # the deepest is the bottleneck
+        self.norm = nn.LayerNorm(width)
+        self.projector = Projector(width, projection_width)
+
+    def forward(self, levels: Sequence[Tensor], voxels: Tensor) -> Tensor:
+        """Embed places; in float32 under any autocast.
+
+        Args:
+            levels: the decoder's features of both views, level 0 first: `(2 B, C_l, X_l, Y_l[, Z_l])`.
+            voxels: `(2, B, K, D)` int64, voxels of the views.
+
+        Returns:
+            `(2, B, K, P)` float32 of norm 1.
+        """
+        at, size = voxels.flatten(0, 1), levels[0].shape[2:]  # (2 B, K, D)
+        image = torch.arange(len(at), device=at.device)[:, None]
+        with torch.autocast(at.device.type, enabled=False):
+            embedded = []
+            for linear, features in zip(self.levels, levels, strict=False):
+                sizes = zip(size, features.shape[2:], strict=True)
+                place = (image, *(at[..., axis] * m // n for axis, (n, m) in enumerate(sizes)))
+                # channels last, as they lie on a CPU: the gradient then lies so as well
+                embedded.append(linear(features.movedim(1, -1)[place].float()))
+            h = self.norm(torch.stack(embedded).mean(0))
+            z: Tensor = self.projector(h.flatten(0, 1)).view(*voxels.shape[:3], -1)
+        return z

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from hssl_nnunet.losses.hierarchical import Outputs
 from hssl_nnunet.losses.queue import NegativeQueue
 from hssl_nnunet.losses.reconstruction import Reconstruction
-from hssl_nnunet.networks.heads import Embedding, Projector
+from hssl_nnunet.losses.voxel import Points, VoxelEmbeddings
+from hssl_nnunet.networks.heads import Embedding, Projector, VoxelEmbedding
 from hssl_nnunet.networks.projection import plan_projection, project
 from hssl_nnunet.networks.shared_weights import SharedWeights
 from hssl_nnunet.networks.topology import Topology
@@ -32,6 +33,7 @@ class Chunk:
         target: `(B, 1, X, Y[, Z])` float32, view 0 whole and without intensity changes.
         valid: `(V, B, 1, X, Y[, Z])` bool, False = padding.
         hidden: `(B, 1, X, Y[, Z])` bool, True = hidden from the encoder in view 0.
+        points: places that both views show, or None.
     """
 
     domain: int
@@ -39,12 +41,43 @@ class Chunk:
     target: Tensor
     valid: Tensor
     hidden: Tensor
+    points: Points | None = None
 
     def images(self) -> list[Chunk]:
         """Each image as a chunk of its own."""
         tensors = zip((self.views, self.target, self.valid, self.hidden), (1, 0, 1, 0), strict=True)
         parts = [torch.tensor_split(t, t.shape[axis], dim=axis) for t, axis in tensors]
-        return [Chunk(self.domain, *tensors) for tensors in zip(*parts, strict=True)]
+        chunks = [Chunk(self.domain, *tensors) for tensors in zip(*parts, strict=True)]
+        if self.points is None:
+            return chunks
+        return [replace(chunk, points=points) for chunk, points in zip(chunks, self.points.images(), strict=True)]
+
+
+class PyramidDecoder(nn.Module):
+    """nnU-Net's decoder, which gives the features of all its levels beside its output.
+
+    Its parameters are called as in the whole network.
+    """
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, skips: Sequence[Tensor], num_output: int) -> tuple[list[Tensor], Tensor]:
+        """Decode.
+
+        Args:
+            skips: the encoder's features, level 0 first.
+            num_output: images of the batch, the first ones, whose output is wanted.
+
+        Returns:
+            The features, level 0 first, and the output of level 0.
+        """
+        ups, stages, outputs = (self.decoder.get_submodule(n) for n in ("transpconvs", "stages", "seg_layers"))
+        levels = [skips[-1]]
+        for up, stage, skip in zip(ups, stages, reversed(skips[:-1]), strict=True):  # type: ignore[call-overload]
+            levels.append(stage(torch.cat([up(levels[-1]), skip], dim=1)))
+        return levels[:0:-1], outputs[-1](levels[-1][:num_output])  # type: ignore[index]
 
 
 class DomainNetwork:
@@ -58,37 +91,40 @@ class DomainNetwork:
     def __init__(self, topology: Topology, shapes: Mapping[str, Sequence[int]], *, decodes: bool, compiled: bool):
         self.skeleton = topology.build(device="meta")
         self.encoder = self.skeleton.get_submodule("encoder")
-        self.decoder = self.skeleton.get_submodule("decoder")
+        self.decoder = PyramidDecoder(self.skeleton.get_submodule("decoder"))
         entries = plan_projection(shapes, self.skeleton, topology, segmentation=True)
         self.entries = [e for e in entries if decodes or e.part == "encoder"]
         self.decodes = decodes
         # dynamic=False: dynamo would take the next domain's shapes for this one's, and make them variables
         self.call = torch.compile(self.run, dynamic=False) if compiled else self.run
 
-    def run(self, parameters: dict[str, Tensor], views: Tensor, num_decoded: int) -> tuple[list[Tensor], Tensor | None]:
-        """Encode every view, decode the first `num_decoded` of the batch.
+    def run(
+        self, parameters: dict[str, Tensor], views: Tensor, num_decoded: int, num_output: int
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """Encode every view, decode the first of them.
 
         Args:
             parameters: parameter name -> tensor, from `project`.
             views: `(V * B, 1, X, Y[, Z])`.
-            num_decoded: B: view 0 alone is reconstructed.
+            num_decoded: images of the batch to decode, the first ones: B for view 0, 2 B for both.
+            num_output: images of the batch whose reconstruction is wanted: B, for view 0 alone is reconstructed.
 
         Returns:
-            The encoder's features, level 0 first, and the reconstruction `(B, 1, X, Y[, Z])`, if there is one.
+            The encoder's features and the decoder's, level 0 first, and the reconstruction `(B, 1, X, Y[, Z])`; no
+            features and no reconstruction where nothing is decoded.
         """
         skips = self.encode(parameters, views)
         if not self.decodes:
-            return skips, None
+            return skips, [], None
         first = [features[:num_decoded] for features in skips]
-        return skips, functional_call(self.decoder, _below("decoder.", parameters), (first,), tie_weights=False)
+        own = {name: p for name, p in parameters.items() if name.startswith("decoder.")}
+        levels, output = functional_call(self.decoder, own, (first, num_output), tie_weights=False)
+        return skips, levels, output
 
     def encode(self, parameters: dict[str, Tensor], images: Tensor) -> list[Tensor]:
         """The encoder's features of images `(B, 1, X, Y[, Z])`, level 0 first."""
-        return functional_call(self.encoder, _below("encoder.", parameters), (images,), tie_weights=False)  # type: ignore[no-any-return]
-
-
-def _below(prefix: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
+        own = {name.removeprefix("encoder."): p for name, p in parameters.items() if name.startswith("encoder.")}
+        return functional_call(self.encoder, own, (images,), tie_weights=False)  # type: ignore[no-any-return]
 
 
 class HSSLNetwork(nn.Module):
@@ -109,7 +145,7 @@ class HSSLNetwork(nn.Module):
         topologies = [Topology.from_architecture(d.architecture, d.dataset_name) for d in corpus.domains]
         self.shared = SharedWeights(topologies)
         self.checkpointing = plan.checkpointing
-        shapes, decodes = self.shared.shapes(), loss.reconstruction > 0
+        shapes, decodes = self.shared.shapes(), loss.reconstruction > 0 or loss.voxel > 0
         if compiled:
             _allow_graphs(GRAPHS_PER_DOMAIN * len(topologies))
         self.domains = [DomainNetwork(t, shapes, decodes=decodes, compiled=compiled) for t in topologies]
@@ -122,6 +158,8 @@ class HSSLNetwork(nn.Module):
         self.projector = Projector(width, plan.projection_width) if contrasts(loss) else None
         queued = loss.queue_per_domain if loss.image > 0 else 0
         self.queue = NegativeQueue(len(topologies), queued, plan.projection_width) if queued else None
+        self.reconstructs = loss.reconstruction > 0
+        self.voxel_embedding = VoxelEmbedding(features, width, plan.projection_width) if loss.voxel > 0 else None
         self.task_head = nn.Linear(width, len(topologies)) if _classifies(loss.task, loss.task_loss) else None
         levels = (
             zip(*(d.groups for d in corpus.domains), strict=True) if _classifies(loss.group, loss.group_loss) else ()
@@ -139,17 +177,19 @@ class HSSLNetwork(nn.Module):
         """
         tensors = self.shared.tensors()
         projected = {d: project(tensors, self.domains[d].entries) for d in sorted({c.domain for c in chunks})}
-        embedded, reconstructions = [], []
+        embedded, reconstructions, voxels = [], [], []
         for chunk in chunks:
-            h, prediction = self._run(chunk, projected[chunk.domain])
+            h, prediction, places = self._run(chunk, projected[chunk.domain])
             if h is not None:
                 embedded.append(h)
             if prediction is not None:
                 reconstructions.append(Reconstruction(prediction, chunk.target, chunk.hidden, chunk.valid[0]))
-        return self._heads(torch.cat(embedded, dim=1) if embedded else None, tuple(reconstructions))
+            if places is not None and chunk.points is not None:
+                voxels.append(VoxelEmbeddings(places, chunk.points.kept))
+        return self._heads(torch.cat(embedded, dim=1) if embedded else None, tuple(reconstructions), tuple(voxels))
 
-    def _run(self, chunk: Chunk, parameters: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """Embeddings `(V, B, width)` and reconstruction of a chunk.
+    def _run(self, chunk: Chunk, parameters: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Embeddings `(V, B, width)`, reconstruction, and embeddings of voxels `(V, B, K, P)` of a chunk.
 
         Activations that are dropped are computed again in the backward pass, chunk by chunk or image by image: the same
         gradient in a fraction of the memory.
@@ -159,27 +199,38 @@ class HSSLNetwork(nn.Module):
         parts = chunk.images() if self.checkpointing == "image" else [chunk]
         # nothing random in the network: no state of the generator to keep
         run = [checkpoint(self._images, parameters, p, use_reentrant=False, preserve_rng_state=False) for p in parts]
-        embedded, predictions = zip(*run, strict=True)
+        embedded, predictions, places = zip(*run, strict=True)
         return (
             None if embedded[0] is None else torch.cat(embedded, dim=1),
             None if predictions[0] is None else torch.cat(predictions),
+            None if places[0] is None else torch.cat(places, dim=1),
         )
 
-    def _images(self, parameters: dict[str, Tensor], chunk: Chunk) -> tuple[Tensor | None, Tensor | None]:
-        skips, prediction = self.domains[chunk.domain].call(parameters, chunk.views.flatten(0, 1), chunk.views.shape[1])
-        if self._embed is None:
-            return None, prediction
-        h = self._embed(skips, chunk.valid.flatten(0, 1))
-        return h.view(*chunk.views.shape[:2], -1), prediction
+    def _images(
+        self, parameters: dict[str, Tensor], chunk: Chunk
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        views, (count, images) = chunk.views.flatten(0, 1), chunk.views.shape[:2]
+        num_decoded = images if self.voxel_embedding is None else count * images
+        skips, levels, output = self.domains[chunk.domain].call(parameters, views, num_decoded, images)
+        h = None if self._embed is None else self._embed(skips, chunk.valid.flatten(0, 1)).view(count, images, -1)
+        places = None
+        if self.voxel_embedding is not None and chunk.points is not None:
+            places = self.voxel_embedding(levels, chunk.points.voxels)
+        return h, output if self.reconstructs else None, places
 
-    def _heads(self, h: Tensor | None, reconstructions: tuple[Reconstruction, ...]) -> Outputs:
+    def _heads(
+        self,
+        h: Tensor | None,
+        reconstructions: tuple[Reconstruction, ...],
+        voxels: tuple[VoxelEmbeddings, ...],
+    ) -> Outputs:
         if h is None:
-            return Outputs(None, None, (), reconstructions)
+            return Outputs(None, None, (), reconstructions, voxels)
         with torch.autocast(h.device.type, enabled=False):  # products too small to be worth their casts
             z = None if self.projector is None else self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])
             task = None if self.task_head is None else self.task_head(h)
             groups = tuple(head(h) for head in self.group_heads)
-        return Outputs(z, task, groups, reconstructions)
+        return Outputs(z, task, groups, reconstructions, voxels)
 
     @torch.no_grad()
     def embed(self, domain: int, images: Tensor, valid: Tensor) -> Tensor:
@@ -210,6 +261,11 @@ def _allow_graphs(count: int) -> None:
 def embeds(loss: LossPlan) -> bool:
     """Whether any term works on the embedding `h`."""
     return loss.image > 0 or loss.task > 0 or loss.group > 0
+
+
+def needs_two_views(loss: LossPlan) -> bool:
+    """Whether any term compares two views; reconstruction alone needs one."""
+    return embeds(loss) or loss.voxel > 0
 
 
 def contrasts(loss: LossPlan) -> bool:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hssl_nnunet.data.correspondence import corresponding_points
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
 from hssl_nnunet.data.device import sent
 from hssl_nnunet.data.masking import block_mask
-from hssl_nnunet.data.views import make_views
+from hssl_nnunet.data.views import Views, make_views
 from hssl_nnunet.losses.hierarchical import Labels
-from hssl_nnunet.networks.hssl_network import Chunk, embeds
+from hssl_nnunet.losses.voxel import Points
+from hssl_nnunet.networks.hssl_network import Chunk, needs_two_views
 from hssl_nnunet.plan_schema import DomainPlan, PretrainingPlan
 from hssl_nnunet.training.precision import memory_format
 
@@ -44,13 +46,13 @@ class ChunkPreparer:
         """Draw views and hide blocks of the first one; all randomness comes from `raw.seed`."""
         plan, geometry = self.plan, self.geometries[raw.domain]
         # reconstruction alone needs no second view
-        views = make_views(raw.to(self.device), geometry, plan.views, num_views=2 if embeds(plan.loss) else 1)
+        views = make_views(raw.to(self.device), geometry, plan.views, num_views=2 if needs_two_views(plan.loss) else 1)
         hidden = self._hidden(views.valid[0], geometry, raw.seed)
         seen = views.augmented.clone()
         seen[0] = seen[0].masked_fill(hidden, 0.0)
         layout = memory_format(self.device, seen.ndim - 3, compiled=self.compiled)
         seen = seen.flatten(0, 1).contiguous(memory_format=layout).view(seen.shape)
-        return Chunk(raw.domain, seen, views.clean[0], views.valid, hidden)
+        return Chunk(raw.domain, seen, views.clean[0], views.valid, hidden, self._points(views, raw.seed))
 
     def _hidden(self, valid: Tensor, geometry: DomainGeometry, seed: int) -> Tensor:
         loss = self.plan.loss
@@ -59,6 +61,13 @@ class ChunkPreparer:
         generator = torch.Generator().manual_seed(seed + 1)  # + 1: not the stream of the views
         shape = tuple(valid.shape)
         return block_mask(shape, geometry.spacing, loss.mask_ratio, loss.mask_block_voxel, generator, self.device)
+
+    def _points(self, views: Views, seed: int) -> Points | None:
+        loss = self.plan.loss
+        if loss.voxel == 0:
+            return None
+        generator = torch.Generator().manual_seed(seed + 2)  # neither the stream of the views nor that of the blocks
+        return corresponding_points(views, loss.voxel_points, generator)
 
     def labels(self, raw: Sequence[RawChunk]) -> Labels:
         """Identity, domain and groups of a step's images, in the order of the chunks.

@@ -16,6 +16,8 @@ def loss_plan():
         task=0.4,
         group=0.3,
         reconstruction=1.2,
+        voxel=0.7,
+        voxel_tau=0.2,
         tau=0.3,
         pooling="mean_max_std",
         negatives="all",

@@ -11,8 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 from hssl_nnunet.losses.gather import gather_with_gradient
 from hssl_nnunet.losses.hierarchical import Labels, Outputs, hierarchical_loss
 from hssl_nnunet.losses.reconstruction import Reconstruction
+from hssl_nnunet.losses.voxel import VoxelEmbeddings
 
 IMAGES, PROCESSES = 6, 2
+TERMS = ("image", "task", "group", "reconstruction", "voxel")
 
 
 class Network(nn.Module):
@@ -20,11 +22,12 @@ class Network(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.project, self.task, self.group = nn.Linear(8, 5), nn.Linear(5, 3), nn.Linear(5, 2)
-        self.decode = nn.Linear(5, 8)
+        self.decode, self.places = nn.Linear(5, 8), nn.Linear(5, 4 * 3)
 
     def forward(self, views):  # (V, N, 8)
         h = self.project(views)
-        return normalize(h, dim=-1), self.task(h), self.group(h), self.decode(h[0])
+        places = normalize(self.places(h).unflatten(-1, (4, 3)), dim=-1)
+        return normalize(h, dim=-1), self.task(h), self.group(h), self.decode(h[0]), places
 
 
 def loss_of(network, images, plan):
@@ -32,13 +35,16 @@ def loss_of(network, images, plan):
     views = torch.randn(2, IMAGES, 8, dtype=torch.float64, generator=generator)[:, images]
     hidden = torch.rand(IMAGES, 8, generator=generator) < 0.5
     hidden[0] = hidden[2] = False  # both in the first half: the processes count different numbers of images
-    z, task, group, decoded = network(views)
+    kept = torch.rand(IMAGES, 4, generator=generator) < 0.7
+    kept[1] = False  # again of the first half
+    z, task, group, decoded, places = network(views)
     square = (-1, 1, 2, 4)
     target, hidden = views[0].view(square), hidden[images].view(square)
     reconstruction = Reconstruction(decoded.view(square), target, hidden, torch.ones_like(hidden))
     tasks = torch.tensor([0, 1, 2, 1, 0, 0])[images]
     labels = Labels(torch.arange(IMAGES)[images], tasks, (tasks > 0).long()[None])
-    return hierarchical_loss(Outputs(z, task, (group,), (reconstruction,)), labels, plan)
+    outputs = Outputs(z, task, (group,), (reconstruction,), (VoxelEmbeddings(places, kept[images]),))
+    return hierarchical_loss(outputs, labels, plan)
 
 
 def gradients(network, images, plan):
@@ -65,10 +71,7 @@ def process(rank, folder, plans):
 
 def variants(plan):
     contrast = replace(plan, task_loss="contrast", group_loss="contrast", reconstruction_target="full")
-    alone = [
-        replace(plan, **{**dict.fromkeys(("image", "task", "group", "reconstruction"), 0.0), name: 1.0})
-        for name in ("image", "task", "group", "reconstruction")
-    ]
+    alone = [replace(plan, **{**dict.fromkeys(TERMS, 0.0), name: 1.0}) for name in TERMS]
     return [plan, contrast, *(replace(contrast, negatives=n) for n in ("same_task", "other_task")), *alone]
 
 

@@ -95,7 +95,7 @@ def test_the_queue_is_for_the_image_term(loss_plan):
     queue, _ = filled()
     outputs = Outputs(embeddings(), None, (), ())
     labels = Labels(IMAGE, TASK, TASK[None])
-    plan = replace(loss_plan, reconstruction=0.0, task_loss="contrast", group_loss="contrast")
+    plan = replace(loss_plan, reconstruction=0.0, voxel=0.0, task_loss="contrast", group_loss="contrast")
     without, with_queue = (hierarchical_loss(outputs, labels, plan, q) for q in (None, queue))
     assert with_queue["image"] > without["image"]
     assert with_queue["task"] == without["task"] and with_queue["group"] == without["group"]

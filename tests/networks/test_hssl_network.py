@@ -10,6 +10,7 @@ from fixture_topologies import NARROW, fixture, topology
 from reference_unet import reference_features
 
 from hssl_nnunet.losses.hierarchical import Labels, hierarchical_loss
+from hssl_nnunet.losses.voxel import Points
 from hssl_nnunet.networks.hssl_network import Chunk, HSSLNetwork
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, LossPlan, load_preset, pretraining_plan
 
@@ -47,7 +48,9 @@ def chunk(domain: int, images: int = 2) -> Chunk:
     generator = torch.Generator().manual_seed(domain)
     views = torch.randn((2, images, 1, *shape), generator=generator)
     hidden = torch.rand((images, 1, *shape), generator=generator) > 0.5
-    return Chunk(domain, views, views[0], torch.ones_like(views, dtype=torch.bool), hidden)
+    voxels = (torch.rand((2, images, 6, len(shape)), generator=generator) * torch.tensor(shape)).long()
+    points = Points(voxels, torch.ones(images, 6, dtype=torch.bool))
+    return Chunk(domain, views, views[0], torch.ones_like(views, dtype=torch.bool), hidden, points)
 
 
 def network(**loss: object) -> HSSLNetwork:
@@ -56,7 +59,7 @@ def network(**loss: object) -> HSSLNetwork:
 
 
 def test_a_step_over_all_domains_trains_every_parameter() -> None:
-    model = network()
+    model = network(voxel=1)
     chunks = [chunk(0), chunk(1), chunk(2)]
     outputs = model(chunks)
     assert outputs.z is not None and outputs.z.shape == (2, 6, 8)
@@ -65,13 +68,13 @@ def test_a_step_over_all_domains_trains_every_parameter() -> None:
     assert [r.prediction.shape for r in outputs.reconstructions] == [c.target.shape for c in chunks]
     task = torch.tensor([0, 0, 1, 1, 2, 2])
     labels = Labels(torch.arange(6), task, torch.stack([task, torch.tensor([0, 0, 0, 0, 1, 1])]))
-    hierarchical_loss(outputs, labels, corpus_block().pretraining.loss)["total"].backward()
+    hierarchical_loss(outputs, labels, model_loss({"voxel": 1}))["total"].backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not [name for name, p in model.named_parameters() if p.ndim > 1 and not p.grad.any()]
 
 
 @pytest.mark.parametrize("checkpointing", ["chunk", "image"])
-@pytest.mark.parametrize("loss", [{}, {"image": 0, "task": 0, "group": 0}, {"reconstruction": 0}])
+@pytest.mark.parametrize("loss", [{}, {"image": 0, "task": 0, "group": 0}, {"reconstruction": 0}, {"voxel": 1}])
 def test_dropped_activations_change_no_gradient(checkpointing: str, loss: dict[str, float]) -> None:
     task = torch.tensor([0, 0, 0, 2, 2])
     labels = Labels(torch.arange(5), task, torch.stack([task, torch.tensor([0, 0, 0, 1, 1])]))
@@ -96,11 +99,12 @@ def model_loss(loss: dict[str, float]) -> LossPlan:
 
 
 def test_an_image_answers_alike_in_whatever_company() -> None:
-    model = network()
+    model = network(voxel=1)
     first, second = chunk(0), chunk(1)
     together, alone = model([second, first]), model([first])
     torch.testing.assert_close(together.z[:, 2:], alone.z)
     torch.testing.assert_close(together.reconstructions[1].prediction, alone.reconstructions[0].prediction)
+    torch.testing.assert_close(together.voxels[1].z, alone.voxels[0].z)
 
 
 def test_view_0_is_reconstructed_by_the_reference_network() -> None:
@@ -111,6 +115,26 @@ def test_view_0_is_reconstructed_by_the_reference_network() -> None:
     weight, bias = tensors["decoder.0.segmentation.weight"], tensors["decoder.0.segmentation.bias"]
     expected = torch.nn.functional.conv3d(top, weight, bias)
     torch.testing.assert_close(model([part]).reconstructions[0].prediction, expected, atol=1e-5, rtol=0)
+
+
+def test_places_are_described_by_the_reference_decoder_of_each_view() -> None:
+    model, part = network(voxel=1, reconstruction=0), chunk(1)
+    of, points = topology(TASKS[1], narrow=NARROW), part.points
+    assert points is not None
+    outputs = model([part])
+    assert outputs.reconstructions == () and outputs.voxels[0].z.shape == (2, 2, 6, 8)
+    for view in range(2):
+        features = reference_features(model.shared.tensors(), of, part.views[view])
+        levels = [features[f"decoder.{level}"] for level in range(of.n_stages - 1)]
+        for image, place in ((0, 0), (1, 3)):
+            described = []
+            for linear, level in zip(model.voxel_embedding.levels, levels, strict=True):
+                share = torch.tensor(level.shape[2:]) / torch.tensor(levels[0].shape[2:])
+                x, y, z = (points.voxels[view, image, place] * share).long()
+                described.append(linear(level[image, :, x, y, z]))
+            h = model.voxel_embedding.norm(torch.stack(described).mean(0))
+            expected = model.voxel_embedding.projector(h[None])[0]
+            torch.testing.assert_close(outputs.voxels[0].z[view, image, place], expected, atol=1e-4, rtol=0)
 
 
 def test_terms_of_weight_0_build_no_head() -> None:

@@ -33,7 +33,7 @@ from hssl_nnunet.training.pretrainer import HSSLPretrainer
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.weights_file import load_weights
 
-TERMS = ("image", "task", "group", "reconstruction")
+TERMS = ("image", "task", "group", "reconstruction", "voxel")
 
 
 @pytest.fixture
