@@ -151,7 +151,7 @@ def pure_network(trainer: Any, chunk: Any) -> Callable[[], None]:
 
     def run() -> None:
         with precision.autocast(trainer.plan.precision, trainer.device):
-            skips, prediction = network.call(leaves, chunk.views.flatten(0, 1), chunk.views.shape[1])
+            skips, _, prediction = network.call(leaves, chunk.views.flatten(0, 1), chunk.views.shape[1])
         outputs = [*skips[1:], *([] if prediction is None else [prediction])]
         torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
         for leaf in leaves.values():
@@ -178,7 +178,7 @@ def heads(trainer: Any, raws: list[Any], chunks: list[Any]) -> Callable[[], None
     """Pooling and embedding of every chunk, heads and their loss once, on features that are there, there and back."""
     model, labels = trainer.model, trainer.preparer.labels(raws)
     leaves = [features(trainer, chunk)[0] for chunk in chunks]
-    loss = replace(trainer.plan.loss, reconstruction=0.0)
+    loss = replace(trainer.plan.loss, reconstruction=0.0, voxel=0.0)
 
     def run() -> None:
         with precision.autocast(trainer.plan.precision, trainer.device):
@@ -211,7 +211,7 @@ def features(trainer: Any, chunk: Any) -> tuple[list[Tensor], Tensor | None]:
     network = trainer.model.domains[chunk.domain]
     with torch.no_grad(), precision.autocast(trainer.plan.precision, trainer.device):
         projected = project(trainer.model.shared.tensors(), network.entries)
-        skips, prediction = network.call(projected, chunk.views.flatten(0, 1), chunk.views.shape[1])
+        skips, _, prediction = network.call(projected, chunk.views.flatten(0, 1), chunk.views.shape[1])
     decoded = None if prediction is None else prediction.detach().requires_grad_()
     return [s.detach().requires_grad_() for s in skips], decoded
 

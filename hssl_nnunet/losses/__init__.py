@@ -1,1 +1,1 @@
-"""The four terms of the hierarchical loss, one file each."""
+"""The five terms of the hierarchical loss, one file each."""

@@ -88,37 +88,44 @@ class DomainNetwork:
     shells if it tied them by name as well, hence `tie_weights=False`.
     """
 
-    def __init__(self, topology: Topology, shapes: Mapping[str, Sequence[int]], *, decodes: bool, compiled: bool):
+    def __init__(self, topology: Topology, shapes: Mapping[str, Sequence[int]], *, decoded_views: int, compiled: bool):
+        """Build the empty network.
+
+        Args:
+            topology: that of the domain's plan.
+            shapes: shapes of the shared weights.
+            decoded_views: how many of the views are decoded, the first ones.
+            compiled: whether it is compiled.
+        """
         self.skeleton = topology.build(device="meta")
         self.encoder = self.skeleton.get_submodule("encoder")
         self.decoder = PyramidDecoder(self.skeleton.get_submodule("decoder"))
         entries = plan_projection(shapes, self.skeleton, topology, segmentation=True)
-        self.entries = [e for e in entries if decodes or e.part == "encoder"]
-        self.decodes = decodes
+        self.entries = [e for e in entries if decoded_views or e.part == "encoder"]
+        self.decoded_views = decoded_views
         # dynamic=False: dynamo would take the next domain's shapes for this one's, and make them variables
         self.call = torch.compile(self.run, dynamic=False) if compiled else self.run
 
     def run(
-        self, parameters: dict[str, Tensor], views: Tensor, num_decoded: int, num_output: int
+        self, parameters: dict[str, Tensor], views: Tensor, num_images: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Encode every view, decode the first of them.
+        """Encode every view, decode the first of them, reconstruct view 0.
 
         Args:
             parameters: parameter name -> tensor, from `project`.
             views: `(V * B, 1, X, Y[, Z])`.
-            num_decoded: images of the batch to decode, the first ones: B for view 0, 2 B for both.
-            num_output: images of the batch whose reconstruction is wanted: B, for view 0 alone is reconstructed.
+            num_images: B.
 
         Returns:
-            The encoder's features and the decoder's, level 0 first, and the reconstruction `(B, 1, X, Y[, Z])`; no
-            features and no reconstruction where nothing is decoded.
+            The encoder's features and the decoder's, level 0 first, and view 0's reconstruction `(B, 1, X, Y[, Z])`; of
+            the decoder nothing where no view is decoded.
         """
         skips = self.encode(parameters, views)
-        if not self.decodes:
+        if not self.decoded_views:
             return skips, [], None
-        first = [features[:num_decoded] for features in skips]
+        first = [features[: self.decoded_views * num_images] for features in skips]
         own = {name: p for name, p in parameters.items() if name.startswith("decoder.")}
-        levels, output = functional_call(self.decoder, own, (first, num_output), tie_weights=False)
+        levels, output = functional_call(self.decoder, own, (first, num_images), tie_weights=False)
         return skips, levels, output
 
     def encode(self, parameters: dict[str, Tensor], images: Tensor) -> list[Tensor]:
@@ -145,10 +152,10 @@ class HSSLNetwork(nn.Module):
         topologies = [Topology.from_architecture(d.architecture, d.dataset_name) for d in corpus.domains]
         self.shared = SharedWeights(topologies)
         self.checkpointing = plan.checkpointing
-        shapes, decodes = self.shared.shapes(), loss.reconstruction > 0 or loss.voxel > 0
+        shapes, decoded_views = self.shared.shapes(), 2 if loss.voxel > 0 else int(loss.reconstruction > 0)
         if compiled:
             _allow_graphs(GRAPHS_PER_DOMAIN * len(topologies))
-        self.domains = [DomainNetwork(t, shapes, decodes=decodes, compiled=compiled) for t in topologies]
+        self.domains = [DomainNetwork(t, shapes, decoded_views=decoded_views, compiled=compiled) for t in topologies]
         features = max((t.features for t in topologies), key=len)
         width = plan.embedding_width
         self.embedding = Embedding(features, width, loss.pooling) if embeds(loss) else None
@@ -186,7 +193,7 @@ class HSSLNetwork(nn.Module):
                 reconstructions.append(Reconstruction(prediction, chunk.target, chunk.hidden, chunk.valid[0]))
             if places is not None and chunk.points is not None:
                 voxels.append(VoxelEmbeddings(places, chunk.points.kept))
-        return self._heads(torch.cat(embedded, dim=1) if embedded else None, tuple(reconstructions), tuple(voxels))
+        return self._heads(torch.cat(embedded, dim=1) if embedded else None, reconstructions, voxels)
 
     def _run(self, chunk: Chunk, parameters: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Embeddings `(V, B, width)`, reconstruction, and embeddings of voxels `(V, B, K, P)` of a chunk.
@@ -210,8 +217,7 @@ class HSSLNetwork(nn.Module):
         self, parameters: dict[str, Tensor], chunk: Chunk
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         views, (count, images) = chunk.views.flatten(0, 1), chunk.views.shape[:2]
-        num_decoded = images if self.voxel_embedding is None else count * images
-        skips, levels, output = self.domains[chunk.domain].call(parameters, views, num_decoded, images)
+        skips, levels, output = self.domains[chunk.domain].call(parameters, views, images)
         h = None if self._embed is None else self._embed(skips, chunk.valid.flatten(0, 1)).view(count, images, -1)
         places = None
         if self.voxel_embedding is not None and chunk.points is not None:
@@ -219,18 +225,15 @@ class HSSLNetwork(nn.Module):
         return h, output if self.reconstructs else None, places
 
     def _heads(
-        self,
-        h: Tensor | None,
-        reconstructions: tuple[Reconstruction, ...],
-        voxels: tuple[VoxelEmbeddings, ...],
+        self, h: Tensor | None, reconstructions: Sequence[Reconstruction], voxels: Sequence[VoxelEmbeddings] = ()
     ) -> Outputs:
         if h is None:
-            return Outputs(None, None, (), reconstructions, voxels)
+            return Outputs(None, None, (), tuple(reconstructions), tuple(voxels))
         with torch.autocast(h.device.type, enabled=False):  # products too small to be worth their casts
             z = None if self.projector is None else self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])
             task = None if self.task_head is None else self.task_head(h)
             groups = tuple(head(h) for head in self.group_heads)
-        return Outputs(z, task, groups, reconstructions, voxels)
+        return Outputs(z, task, groups, tuple(reconstructions), tuple(voxels))
 
     @torch.no_grad()
     def embed(self, domain: int, images: Tensor, valid: Tensor) -> Tensor:
