@@ -22,6 +22,7 @@ from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, dataset_name
 from hssl_nnunet.plan_schema import (
     SEEDED_SUFFIX,
     FinetuningPlan,
+    PretrainingPlan,
     TargetBlock,
     finetuning_plan,
     preset_of_plans,
@@ -210,6 +211,7 @@ class Workspace:
         if not (self.folder / PLAN_FILE).is_file():
             return
         old, new = to_json(self.plan()), to_json(plan)
+        old["plan_values"] = _completed(old["plan_values"], self.folder / PLAN_FILE)
         pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
         pairs |= {f"arm {a}": (old["arms"][a], new["arms"][a]) for a in old["arms"].keys() & new["arms"].keys()}
         if changed := [line for key, (was, now) in pairs.items() for line in _differences(key, was, now)]:
@@ -296,6 +298,12 @@ class Workspace:
         )
         write_json(folder / f"{name}.json", {**plans, "plans_name": name, "hssl": to_json(block)})
         return name
+
+
+def _completed(plan_values: dict[str, dict[str, Any]], source: Path) -> dict[str, dict[str, Any]]:
+    """Whole plans as this version has them: a value that is younger than the benchmark has what it stood for then."""
+    kinds = {"pretraining": PretrainingPlan, "finetuning": FinetuningPlan}
+    return {key: to_json(parse(kinds[key], value, source)) for key, value in plan_values.items()}
 
 
 def _differences(key: str, was: Any, now: Any) -> list[str]:

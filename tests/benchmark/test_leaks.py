@@ -215,6 +215,21 @@ def test_defaults_that_changed_between_versions_are_noticed(plan: BenchmarkPlan,
     workspace.check_plan(plan)
 
 
+def test_a_benchmark_older_than_a_value_goes_on_while_the_value_changes_nothing(
+    plan: BenchmarkPlan, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    loss = dict(plan.plan_values["pretraining"]["loss"])
+    off = {**plan.plan_values["pretraining"], "loss": {**loss, "voxel": 0.0}}
+    plan = replace(plan, plan_values={**plan.plan_values, "pretraining": off})
+    older = {**off, "loss": {name: value for name, value in loss.items() if not name.startswith("voxel")}}
+    workspace.write_plan(replace(plan, plan_values={**plan.plan_values, "pretraining": older}))
+    workspace.check_plan(plan)
+    on = {**off, "loss": {**loss, "voxel": 0.5}}
+    with pytest.raises(HSSLError, match=r"loss\.voxel was 0\.0, is 0\.5"):
+        workspace.check_plan(replace(plan, plan_values={**plan.plan_values, "pretraining": on}))
+
+
 def test_corpora_that_are_built_side_by_side_get_ids_of_their_own(
     nnunet_folders: dict[str, Path], tmp_path: Path
 ) -> None:
