@@ -61,7 +61,9 @@ def test_a_whole_run_in_bf16_learns_probes_and_writes_weights(
 ) -> None:
     monkeypatch.setenv("nnUNet_compile", compiled)
     trainer = tiny_corpus.pretrainer(
-        corpus, {"precision": "auto", "num_workers": 2, "cache_gib": 0.1, "loss": {"queue_per_domain": 4}}, "cuda"
+        corpus,
+        {"precision": "auto", "num_workers": 2, "cache_gib": 0.1, "loss": {"queue_per_domain": 4, "voxel": 0.5}},
+        "cuda",
     )
     trainer.run_training()
     folder = Path(trainer.output_folder)
@@ -87,7 +89,7 @@ def test_both_optimisers_step_a_network_whose_memory_format_changed(kind: Any) -
 
 @pytest.mark.parametrize("queue", [0, 4])
 def test_a_step_waits_for_nothing_on_the_gpu(corpus: Path, queue: int) -> None:
-    changes = {"precision": "auto", "views": {"intensity": 1.0}, "loss": {"queue_per_domain": queue}}
+    changes = {"precision": "auto", "views": {"intensity": 1.0}, "loss": {"queue_per_domain": queue, "voxel": 0.5}}
     trainer = started(corpus, changes, "cuda")
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)

@@ -81,9 +81,10 @@ def stop_before(trainer: HSSLPretrainer, epoch: int) -> None:
 
 
 QUEUED = {"loss": {"queue_per_domain": 6}}
+VOXELS = {"loss": {"voxel": 0.5}}
 
 
-@pytest.mark.parametrize("overrides", [{"num_workers": 2}, {"optimizer": "sgd", "precision": "bf16"}, QUEUED])
+@pytest.mark.parametrize("overrides", [{"num_workers": 2}, {"optimizer": "sgd", "precision": "bf16"}, QUEUED, VOXELS])
 def test_a_resumed_run_is_the_uninterrupted_one(corpus: Path, no_pictures: None, overrides: dict) -> None:
     whole = tiny_corpus.pretrainer(corpus, overrides)
     chunks = recorded(whole)
@@ -155,7 +156,7 @@ def test_a_batch_can_be_learned_by_heart(corpus: Path) -> None:
     assert last["image"] < 0.7 * first["image"] and last["reconstruction"] < 0.8 * first["reconstruction"]
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": "adamw"}, {"optimizer": "sgd"}, QUEUED])
+@pytest.mark.parametrize("changes", [{"optimizer": "adamw"}, {"optimizer": "sgd"}, QUEUED, VOXELS])
 def test_a_step_never_looks_at_a_number(corpus: Path, changes: dict[str, Any]) -> None:
     trainer = started(corpus, changes)
     batch = batch_of_all_domains(trainer)
