@@ -14,7 +14,14 @@ from hssl_nnunet.training.distributed import mean_over_ranks, rank_and_world
 
 PROCESSES, EPOCHS = 2, 2
 # not AdamW: a bias before an instance norm has no gradient but rounding, which AdamW would blow up to a whole step
-PLAN = {"num_epochs": EPOCHS, "chunks_per_step": 4, "probe_every": 1, "optimizer": "sgd", "initial_lr": 0.02}
+PLAN = {
+    "num_epochs": EPOCHS,
+    "chunks_per_step": 4,
+    "probe_every": 1,
+    "optimizer": "sgd",
+    "initial_lr": 0.02,
+    "loss": {"voxel": 0.5},
+}
 
 
 def test_one_process_is_rank_0_of_1() -> None:
