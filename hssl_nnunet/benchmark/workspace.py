@@ -133,8 +133,7 @@ def plan_from_options(
     chosen, base = chosen_arms(arms, own), {key: values.get(key, {}) for key in ("pretraining", "finetuning")}
     plan_values = resolved(plans_name, base, f"{values_file or 'the preset'}")
     for name, arm in chosen.items():
-        of_arm = {"pretraining": arm.pretraining, "finetuning": arm.finetuning}
-        resolved(plans_name, merged(base, of_arm), f"arm {name}")
+        _resolved_arm(plans_name, base, name, arm)
     return BenchmarkPlan(
         command=command,
         datasets=tuple(dataset_name(d) for d in datasets),
@@ -175,6 +174,17 @@ def resolved(plans_name: str, values: dict[str, dict[str, Any]], source: str) ->
     return {key: to_json(plan) for key, plan in plans.items()}
 
 
+def _resolved_arm(plans_name: str, base: dict[str, dict[str, Any]], name: str, arm: Arm) -> dict[str, dict[str, Any]]:
+    of_arm = {"pretraining": arm.pretraining, "finetuning": arm.finetuning}
+    return resolved(plans_name, merged(base, of_arm), f"arm {name}")
+
+
+def _whole_arm(plan: BenchmarkPlan, name: str) -> dict[str, Any]:
+    """An arm with every value of its plans: it may say a default, or leave it out."""
+    base: dict[str, dict[str, Any]] = {"pretraining": plan.pretraining, "finetuning": plan.finetuning}
+    return {**to_json(plan.arms[name]), **_resolved_arm(plan.plans_name, base, name, plan.arms[name])}
+
+
 class Workspace:
     """The folder of a benchmark."""
 
@@ -210,10 +220,12 @@ class Workspace:
         """
         if not (self.folder / PLAN_FILE).is_file():
             return
-        old, new = to_json(self.plan()), to_json(plan)
+        before = self.plan()
+        old, new = to_json(before), to_json(plan)
         old["plan_values"] = _completed(old["plan_values"], self.folder / PLAN_FILE)
         pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
-        pairs |= {f"arm {a}": (old["arms"][a], new["arms"][a]) for a in old["arms"].keys() & new["arms"].keys()}
+        for name in before.arms.keys() & plan.arms.keys():
+            pairs[f"arm {name}"] = _whole_arm(before, name), _whole_arm(plan, name)
         if changed := [line for key, (was, now) in pairs.items() for line in _differences(key, was, now)]:
             raise HSSLError(
                 f"{self.folder} holds a benchmark with other values: {'; '.join(changed)}. Its records would not be "

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hssl_nnunet.benchmark.arms import Arm
+from hssl_nnunet.benchmark.arms import Arm, known_arms
 from hssl_nnunet.benchmark.job import pretraining_job
 from hssl_nnunet.benchmark.leakage import overlap, patterns_of
 from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
@@ -223,7 +223,11 @@ def test_a_benchmark_older_than_a_value_goes_on_while_the_value_changes_nothing(
     off = {**plan.plan_values["pretraining"], "loss": {**loss, "voxel": 0.0}}
     plan = replace(plan, plan_values={**plan.plan_values, "pretraining": off})
     older = {**off, "loss": {name: value for name, value in loss.items() if not name.startswith("voxel")}}
-    workspace.write_plan(replace(plan, plan_values={**plan.plan_values, "pretraining": older}))
+    mae = known_arms()["mae"]
+    plan = replace(plan, arms={**plan.arms, "mae": mae})
+    terms = {name: value for name, value in mae.pretraining["loss"].items() if name != "voxel"}
+    arms = {**plan.arms, "mae": replace(mae, pretraining={"loss": terms})}
+    workspace.write_plan(replace(plan, arms=arms, plan_values={**plan.plan_values, "pretraining": older}))
     workspace.check_plan(plan)
     on = {**off, "loss": {**loss, "voxel": 0.5}}
     with pytest.raises(HSSLError, match=r"loss\.voxel was 0\.0, is 0\.5"):
