@@ -48,8 +48,8 @@ def voxel_contrast(chunks: Sequence[VoxelEmbeddings], tau: float) -> Tensor:
     `mean_i -log( exp(z_i.z'_i / tau) / sum_k exp(z_i.z'_k / tau) )`, z and z' of the two views, k over all places.
 
     Source: Pinheiro et al. 2020, Unsupervised Learning of Dense Visual Representations (VADeR),
-    https://arxiv.org/abs/2011.05499: contrast of pixels that two views share, on a decoder's features. Negatives are here
-    of the same image alone: other domains, and mostly other images, can be told apart by intensities.
+    https://arxiv.org/abs/2011.05499: contrast of pixels that two views share, on a decoder's features. Here negatives
+    are of the same image alone: other domains, and mostly other images, can be told apart by intensities.
 
     Args:
         chunks: one or more chunks.

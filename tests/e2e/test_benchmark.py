@@ -102,6 +102,20 @@ def check_frozen_features(run: Callable[..., str], folder: Path, split: dict) ->
     assert all(0 < dice <= 100 for dice in found["dice"].values())  # a ball that shines can be found by anyone
 
 
+def check_repeats(run: Callable[..., str], folder: Path, split: dict) -> None:
+    """Other random numbers on the same cases: another Dice, records untouched; the same command trains nothing."""
+    before = read_records(folder / "bench")
+    options = ["-d", 61, "--arms", "hssl", "--budget", "2", "--repeats", 2, "--out", "again.json"]
+    run("python", SCRIPTS / "repeats.py", "bench", *options)
+    found = json.loads((folder / "again.json").read_text())
+    first, second = (r["dice"] for r in found["runs"])
+    assert len(first) == len(second) == len(split["test"]) and first != second
+    assert found["spread"][0]["repeats"] == 2 and found["spread"][0]["std"] >= 0
+    run("python", SCRIPTS / "repeats.py", "bench", *options)
+    assert json.loads((folder / "again.json").read_text())["runs"] == found["runs"]
+    assert read_records(folder / "bench") == before
+
+
 def leaky_weights(environment: dict[str, str], run: Callable[..., str]) -> Path:
     """Weights pretrained on everything."""
     run("hssl", "corpus", "-d", *TASKS, "-o", 900, "-p", PLANS, "-np", 1)
@@ -132,6 +146,7 @@ def test_a_grid_survives_a_kill_and_tests_what_no_arm_has_seen(
     check_weights(bench, split)
     check_validation_dice(run, tmp_path, split)
     check_frozen_features(run, tmp_path, split)
+    check_repeats(run, tmp_path, split)
     user = Path(environment["nnUNet_preprocessed"])
     assert not list(user.rglob("splits_final.json")) and not list(user.glob("Dataset9*"))
 
