@@ -137,6 +137,19 @@ def test_places_are_described_by_the_reference_decoder_of_each_view() -> None:
             torch.testing.assert_close(outputs.voxels[0].z[view, image, place], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("loss", [{}, {"voxel": 1}, {"reconstruction": 0}])
+def test_a_domains_network_is_one_graph_for_the_compiler(loss: dict[str, float]) -> None:
+    model, part = network(**loss), chunk(2)
+    domain = model.domains[2]
+    expected = model([part])
+    domain.call = torch.compile(domain.run, dynamic=False, fullgraph=True, backend="eager")
+    found = model([part])
+    torch.testing.assert_close(found.z, expected.z)
+    pairs = zip((*found.reconstructions, *found.voxels), (*expected.reconstructions, *expected.voxels), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(*(x.prediction if hasattr(x, "prediction") else x.z for x in (one, other)))
+
+
 def test_terms_of_weight_0_build_no_head() -> None:
     only_reconstruction = network(image=0, task=0, group=0)
     assert {name.split(".")[0] for name, _ in only_reconstruction.named_parameters()} == {"shared"}
