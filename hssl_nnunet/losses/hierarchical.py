@@ -92,6 +92,8 @@ def hierarchical_loss(
     if plan.reconstruction > 0:
         terms["reconstruction"] = reconstruction_error(outputs.reconstructions, plan.reconstruction_target)
     if plan.voxel > 0:
+        if not outputs.voxels:
+            raise ValueError("The voxel term has a weight > 0, but the network gave no `voxels`.")
         terms["voxel"] = voxel_contrast(outputs.voxels, plan.voxel_tau)
     if not terms:
         raise HSSLError(

@@ -221,7 +221,8 @@ def test_a_benchmark_older_than_a_value_goes_on_while_the_value_changes_nothing(
     workspace = Workspace(tmp_path / "bench")
     loss = dict(plan.plan_values["pretraining"]["loss"])
     off = {**plan.plan_values["pretraining"], "loss": {**loss, "voxel": 0.0}}
-    plan = replace(plan, plan_values={**plan.plan_values, "pretraining": off})
+    asked = {"loss": {"voxel": 0.0}}
+    plan = replace(plan, pretraining=asked, plan_values={**plan.plan_values, "pretraining": off})
     older = {**off, "loss": {name: value for name, value in loss.items() if not name.startswith("voxel")}}
     mae = known_arms()["mae"]
     plan = replace(plan, arms={**plan.arms, "mae": mae})

@@ -102,6 +102,8 @@ def test_missing_parts_are_named(loss_plan):
     nothing = Outputs(None, None, (), ())
     with pytest.raises(ValueError, match="projections"):
         hierarchical_loss(nothing, LABELS, replace(loss_plan, **{**OFF, "image": 1.0}))
+    with pytest.raises(ValueError, match="voxels"):
+        hierarchical_loss(nothing, LABELS, replace(loss_plan, **{**OFF, "voxel": 1.0}))
     for term in ("task", "group"):
         with pytest.raises(ValueError, match="logits"):
             hierarchical_loss(nothing, LABELS, replace(loss_plan, **{**OFF, term: 1.0}))

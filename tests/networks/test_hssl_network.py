@@ -151,7 +151,7 @@ def test_a_domains_network_is_one_graph_for_the_compiler(loss: dict[str, float])
 
 
 def test_terms_of_weight_0_build_no_head() -> None:
-    only_reconstruction = network(image=0, task=0, group=0)
+    only_reconstruction = network(image=0, task=0, group=0, voxel=0)
     assert {name.split(".")[0] for name, _ in only_reconstruction.named_parameters()} == {"shared"}
     outputs = only_reconstruction([chunk(0)])
     assert outputs.z is None and outputs.task_logits is None and outputs.group_logits == ()

@@ -25,7 +25,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.networks import hssl_network
 from hssl_nnunet.networks.heads import pooled_statistics
-from hssl_nnunet.networks.hssl_network import Chunk, HSSLNetwork
+from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.networks.projection import project
 from hssl_nnunet.paths import trainers_dir
 from hssl_nnunet.training import monitor, pretrainer
@@ -225,7 +225,7 @@ def refuse_decoding(model: HSSLNetwork) -> None:
         raise AssertionError("the decoder ran")
 
     for domain in model.domains:
-        domain.skeleton.decoder.register_forward_pre_hook(refuse)
+        domain.decoder.register_forward_pre_hook(refuse)
 
 
 def test_without_reconstruction_the_decoder_rests(corpus: Path) -> None:
@@ -272,7 +272,7 @@ def test_what_lies_in_the_padding_is_neither_reconstructed_nor_standardised_with
     assert padding.any() and (padding & chunk.hidden).any()
 
     def terms(target: torch.Tensor) -> dict[str, float]:
-        outputs = trainer.model([Chunk(chunk.domain, chunk.views, target, chunk.valid, chunk.hidden)])
+        outputs = trainer.model([replace(chunk, target=target)])
         n = target.shape[0]
         labels = hssl_labels(n)
         return values(hierarchical_loss(outputs, labels, trainer.plan.loss))
@@ -366,7 +366,8 @@ def test_dropped_activations_train_alike_in_bf16(corpus: Path, checkpointing: st
     # one image at a time the sums of a kernel's gradient are rounded to bf16 in another order
     assert others == pytest.approx(terms, rel=0.02)
     for one, other in zip(gradients, others_gradients, strict=True):
-        assert torch.linalg.vector_norm(one - other) <= 0.1 * torch.linalg.vector_norm(one) + 1e-3
+        # 3e-3: a bias before an instance norm has no gradient but rounding
+        assert torch.linalg.vector_norm(one - other) <= 0.1 * torch.linalg.vector_norm(one) + 3e-3
 
 
 def test_volumes_are_kept_within_the_budget_of_the_plan(corpus: Path) -> None:

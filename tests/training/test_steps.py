@@ -60,7 +60,7 @@ def test_a_chunk_is_a_function_of_its_seed(raw) -> None:
 
 
 def test_reconstruction_alone_draws_one_view(raw) -> None:
-    chunk = preparer(tiny_corpus.corpus_block(loss={"image": 0, "task": 0, "group": 0})).chunk(raw(0))
+    chunk = preparer(tiny_corpus.corpus_block(loss={"image": 0, "task": 0, "group": 0, "voxel": 0})).chunk(raw(0))
     assert chunk.views.shape[0] == chunk.valid.shape[0] == 1 and chunk.hidden.any()
 
 
