@@ -151,8 +151,9 @@ def pure_network(trainer: Any, chunk: Any) -> Callable[[], None]:
 
     def run() -> None:
         with precision.autocast(trainer.plan.precision, trainer.device):
-            skips, _, prediction = network.call(leaves, chunk.views.flatten(0, 1), chunk.views.shape[1])
-        outputs = [*skips[1:], *([] if prediction is None else [prediction])]
+            skips, levels, prediction = network.call(leaves, chunk.views.flatten(0, 1), chunk.views.shape[1])
+        places = levels if trainer.plan.loss.voxel > 0 else []
+        outputs = [*skips[1:], *places, *([] if prediction is None else [prediction])]
         torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
         for leaf in leaves.values():
             leaf.grad = None
