@@ -29,6 +29,21 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     return gathered
 
 
+def mean_over_images(errors: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the images that count; its mean over processes is the value over the images of all of them.
+
+    Args:
+        errors: (N,) of this process' images, 0 where an image does not count.
+        counted: (N,) bool.
+
+    Returns:
+        Scalar; 0, with a graph, where no image counts.
+    """
+    # processes may count different numbers of images: their mean, not the own number, makes DDP's mean the global one
+    images = gather_with_gradient(counted.sum()[None]).to(errors.dtype).mean()
+    return errors.sum() / images.clamp(min=1e-6)  # 0 images: 0 / 1e-6
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hssl_nnunet.losses.gather import gather_with_gradient
+from hssl_nnunet.losses.gather import mean_over_images
 
 STD_FLOOR = 1e-2
 """Least std by which a target is divided: nnU-Net's images have a std near 1, and an empty crop's noise stays small."""
@@ -48,11 +48,7 @@ def reconstruction_error(reconstructions: Sequence[Reconstruction], counted: Lit
         voxel are left out; 0, with a graph, when there is no other.
     """
     chunks = [_error_of_images(r, counted) for r in reconstructions]
-    error = torch.cat([e for e, _ in chunks])
-    images = torch.cat([n > 0 for _, n in chunks]).sum()
-    # processes may count different numbers of images: their mean, not the own number, makes DDP's mean the global one
-    images = gather_with_gradient(images[None]).to(error.dtype).mean()
-    return error.sum() / images.clamp(min=1e-6)  # 0 images: 0 / 1e-6
+    return mean_over_images(torch.cat([e for e, _ in chunks]), torch.cat([n > 0 for _, n in chunks]))
 
 
 def standardised(image: Tensor, valid: Tensor) -> Tensor:

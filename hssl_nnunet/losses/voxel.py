@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hssl_nnunet.losses.gather import gather_with_gradient
+from hssl_nnunet.losses.gather import mean_over_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,7 @@ def voxel_contrast(chunks: Sequence[VoxelEmbeddings], tau: float) -> Tensor:
         Images without a place are left out; 0, with a graph, when there is no other.
     """
     errors = torch.cat([_error_of_images(c, tau) for c in chunks])
-    images = torch.cat([c.kept.any(1) for c in chunks]).sum()
-    # processes may count different numbers of images: their mean, not the own number, makes DDP's mean the global one
-    images = gather_with_gradient(images[None]).to(errors.dtype).mean()
-    return errors.sum() / images.clamp(min=1e-6)  # 0 images: 0 / 1e-6
+    return mean_over_images(errors, torch.cat([c.kept.any(1) for c in chunks]))
 
 
 def _error_of_images(chunk: VoxelEmbeddings, tau: float) -> Tensor:
