@@ -155,7 +155,7 @@ def test_terms_of_weight_0_build_no_head() -> None:
     assert {name.split(".")[0] for name, _ in only_reconstruction.named_parameters()} == {"shared"}
     outputs = only_reconstruction([chunk(0)])
     assert outputs.z is None and outputs.task_logits is None and outputs.group_logits == ()
-    only_image = network(task=0, group=0, reconstruction=0)
+    only_image = network(task=0, group=0, reconstruction=0, voxel=0)
     names = {name.split(".")[0] for name, _ in only_image.named_parameters()}
     assert names == {"shared", "embedding", "projector"}
     assert only_image([chunk(0)]).reconstructions == ()
