@@ -27,6 +27,7 @@ ARM_COLOURS = (OKABE_ITO[7], BLUE)
 CURVES = {
     "train_losses": ("weighted sum", "black"),
     "train_reconstruction": ("reconstruction", RED),
+    "train_voxel": ("places", OKABE_ITO[4]),
     "train_image": ("image", BLUE),
     "train_task": ("task", ORANGE),
     "train_group": ("group", GREEN),

@@ -17,6 +17,7 @@ LEARNED = {
     "domain": "val_task",
     "group": "val_group",
     "reconstruction": "val_reconstruction",
+    "places": "val_voxel",
     "domain told": "domain_accuracy",
     "by intensity and size alone": "domain_floor",
     "effective rank": "effective_rank",
