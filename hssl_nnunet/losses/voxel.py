@@ -45,7 +45,7 @@ class VoxelEmbeddings:
 def voxel_contrast(chunks: Sequence[VoxelEmbeddings], tau: float) -> Tensor:
     """A place in one view finds itself among the places of the same image in the other view; mean of both directions.
 
-    `mean_i -log( exp(z_i.z'_i / tau) / sum_k exp(z_i.z'_k / tau) )`, z and z' of the two views, k over all places.
+    `mean_i -log( exp(z_i.z'_i / tau) / sum_k exp(z_i.z'_k / tau) )`, z and z' of the two views, k over its places.
 
     Source: Pinheiro et al. 2020, Unsupervised Learning of Dense Visual Representations (VADeR),
     https://arxiv.org/abs/2011.05499: contrast of pixels that two views share, on a decoder's features. Here negatives
