@@ -4,8 +4,8 @@
 
 CORPUS is what `hssl corpus` wrote. For each domain, in turn and in one process: views and masks of one chunk; the
 trainer's step on it, without the data; the same network alone, with parameters of its own (the pure forwards and
-backwards); the projection of those shared weights that the domain's plan has in another form; pooling, embedding, heads
-and their loss; and the reconstruction's loss. The overhead is the step against the
+backwards); the projection of those shared weights that the domain's plan has in another form; the embedding of images
+and places, heads and their loss; and the reconstruction's loss. The overhead is the step against the
 pure network, pair by pair. Floating point operations are counted by torch, bytes as the size of what every operation
 reads and writes; the ceilings are a convolution, a matrix product and a copy, measured here at the same precision.
 """
@@ -33,6 +33,7 @@ from hssl_nnunet.files import write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.losses.reconstruction import Reconstruction, reconstruction_error
+from hssl_nnunet.losses.voxel import VoxelEmbeddings
 from hssl_nnunet.networks.projection import project
 from hssl_nnunet.training import precision
 
@@ -176,27 +177,29 @@ def projection(trainer: Any, domain: int) -> Callable[[], None]:
 
 
 def heads(trainer: Any, raws: list[Any], chunks: list[Any]) -> Callable[[], None]:
-    """Pooling and embedding of every chunk, heads and their loss once, on features that are there, there and back."""
+    """Embedding of every chunk and of its places, heads and their loss once, on features that are there, and back."""
     model, labels = trainer.model, trainer.preparer.labels(raws)
-    leaves = [features(trainer, chunk)[0] for chunk in chunks]
-    loss = replace(trainer.plan.loss, reconstruction=0.0, voxel=0.0)
+    given = [features(trainer, chunk)[:2] for chunk in chunks]
+    loss = replace(trainer.plan.loss, reconstruction=0.0)
 
     def run() -> None:
+        embedded, places = [], []
         with precision.autocast(trainer.plan.precision, trainer.device):
-            embedded = [
-                model._embed(skips, chunk.valid.flatten(0, 1)).unflatten(0, chunk.views.shape[:2])
-                for skips, chunk in zip(leaves, chunks, strict=True)
-            ]
-            outputs = model._heads(torch.cat(embedded, dim=1), ())
+            for (skips, levels), chunk in zip(given, chunks, strict=True):
+                embedded.append(model._embed(skips, chunk.valid.flatten(0, 1)).unflatten(0, chunk.views.shape[:2]))
+                if model.voxel_embedding is not None:
+                    z = model.voxel_embedding(levels, chunk.points.voxels)
+                    places.append(VoxelEmbeddings(z, chunk.points.kept))
+            outputs = model._heads(torch.cat(embedded, dim=1), (), places)
         hierarchical_loss(outputs, labels, loss)["total"].backward()
-        cleared(trainer, [feature for skips in leaves for feature in skips])
+        cleared(trainer, [feature for of_chunk in given for part in of_chunk for feature in part])
 
     return run
 
 
 def reconstruction(trainer: Any, chunk: Any) -> Callable[[], None]:
     """The loss of a reconstruction that is there, forward and backward."""
-    _, decoded = features(trainer, chunk)
+    decoded = features(trainer, chunk)[2]
 
     def run() -> None:
         if decoded is not None:
@@ -207,14 +210,19 @@ def reconstruction(trainer: Any, chunk: Any) -> Callable[[], None]:
     return run
 
 
-def features(trainer: Any, chunk: Any) -> tuple[list[Tensor], Tensor | None]:
-    """The encoder's features and the reconstruction, as leaves."""
+def features(trainer: Any, chunk: Any) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """The encoder's features, the decoder's, and the reconstruction, as leaves."""
     network = trainer.model.domains[chunk.domain]
     with torch.no_grad(), precision.autocast(trainer.plan.precision, trainer.device):
         projected = project(trainer.model.shared.tensors(), network.entries)
-        skips, _, prediction = network.call(projected, chunk.views.flatten(0, 1), chunk.views.shape[1])
+        skips, levels, prediction = network.call(projected, chunk.views.flatten(0, 1), chunk.views.shape[1])
     decoded = None if prediction is None else prediction.detach().requires_grad_()
-    return [s.detach().requires_grad_() for s in skips], decoded
+    return as_leaves(skips), as_leaves(levels), decoded
+
+
+def as_leaves(tensors: list[Tensor]) -> list[Tensor]:
+    """The same values, where gradients end."""
+    return [tensor.detach().requires_grad_() for tensor in tensors]
 
 
 def cleared(trainer: Any, leaves: list[Tensor]) -> None:
