@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from time import time
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -27,9 +25,10 @@ from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.ranks import own_device, under_torchrun
 from hssl_nnunet.training import precision
-from hssl_nnunet.training.distributed import mean_over_ranks, rank_and_world
+from hssl_nnunet.training.distributed import rank_and_world
+from hssl_nnunet.training.epoch_log import curves, log_values, mean_terms, report
 from hssl_nnunet.training.memory import keep_freed_memory
-from hssl_nnunet.training.monitor import PROBES, Monitor, no_probe
+from hssl_nnunet.training.monitor import Monitor, no_probe
 from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.pictures import plot_curves
 from hssl_nnunet.training.provenance import weights_metadata
@@ -204,28 +203,20 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         """Log the mean of each term."""
-        self._log_terms("train", train_outputs)
+        self._log(mean_terms("train", train_outputs, self.device))
         for warning in self.stepper.guard.warnings():
             self.print_to_log_file(warning)
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Tensor]]) -> None:
         """Log the mean of each term, and run the probes when they are due."""
-        self._log_terms("val", val_outputs)
+        self._log(mean_terms("val", val_outputs, self.device))
         last = self.current_epoch + 1 == self.num_epochs
         due = last or (self.current_epoch + 1) % self.plan.probe_every == 0
         if self.local_rank == 0:
             self._log(self._probe() if due else no_probe())
 
-    def _log_terms(self, part: str, outputs: list[dict[str, Tensor]]) -> None:
-        means = {name: float(torch.stack([o[name] for o in outputs]).mean()) for name in outputs[0]}
-        means[f"{part}_losses"] = means.pop("total")
-        named = {k if k == f"{part}_losses" else f"{part}_{k}": v for k, v in means.items()}
-        self._log(mean_over_ranks(named, self.device))
-
     def _log(self, values: dict[str, float]) -> None:
-        for key, value in values.items():  # nnU-Net knows its own keys only, and an older checkpoint not all of ours
-            self.logger.local_logger.my_fantastic_logging.setdefault(key, [math.nan] * self.current_epoch)
-            self.logger.log(key, value, self.current_epoch)
+        log_values(self.logger, values, self.current_epoch)
 
     def _probe(self) -> dict[str, float]:
         held_out = held_out_rows(self.rows, self.plan.held_out_fraction, self.plan.seed)
@@ -240,29 +231,16 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_epoch_end(self) -> None:
         """Print, draw and save; the best checkpoint is the one of the lowest held-out loss."""
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
-        self._report_epoch()
+        if self.local_rank == 0:
+            for line in report(self.logger):
+                self.print_to_log_file(line)
+            plot_curves(Path(self.output_folder) / "progress.png", curves(self.logger))
         if self._best_ema is None or self.logger.get_value("val_losses", -1) < self._best_ema:
             self._best_ema = self.logger.get_value("val_losses", -1)
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 < self.num_epochs:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         self.current_epoch += 1
-
-    def _report_epoch(self) -> None:
-        if self.local_rank != 0:
-            return
-        log = self.logger.local_logger.my_fantastic_logging
-        for key in sorted(k for k in log if k.startswith(("train_", "val_")) or k in PROBES):
-            if log[key] and not np.isnan(log[key][-1]):
-                self.print_to_log_file(f"{key} {log[key][-1]:.4f}")
-        seconds = log["epoch_end_timestamps"][-1] - log["epoch_start_timestamps"][-1]
-        self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
-        plot_curves(Path(self.output_folder) / "progress.png", self.curves())
-
-    def curves(self) -> dict[str, list[float]]:
-        """What was logged for every epoch: losses, learning rate, probes (nan in an epoch without them)."""
-        log = self.logger.local_logger.my_fantastic_logging
-        return {k: [float(x) for x in v] for k, v in log.items() if v and not k.startswith("epoch_")}
 
     def on_train_end(self) -> None:
         """Save the last checkpoint and the weights file."""
@@ -306,6 +284,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def save_weights(self, path: Path) -> None:
         """Write the weights file: shared weights, heads, and where they come from."""
         heads = {n: p for n, p in self.model.state_dict().items() if not n.startswith(("shared.", "queue."))}
-        learned = weights_metadata(self.corpus, self.model.shared, self.rows, self.curves(), self.current_epoch)
+        logged = curves(self.logger)
+        learned = weights_metadata(self.corpus, self.model.shared, self.rows, logged, self.current_epoch)
         save_weights(path, self.model.shared.tensors(), heads, learned)
         self.print_to_log_file(f"Wrote {path}")
