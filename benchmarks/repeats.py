@@ -22,7 +22,8 @@ from typing import Any
 from common import about
 
 from hssl_nnunet.benchmark.job import Run, arm_finetuning, weights_of
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.benchmark.plan import BenchmarkPlan
+from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment, train
 from hssl_nnunet.paths import dataset_name

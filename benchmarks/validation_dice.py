@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from common import about
 
+from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.records import RunRecord, read_records
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.files import write_json
 from hssl_nnunet.launch import set_environment
 

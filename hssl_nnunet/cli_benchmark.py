@@ -75,8 +75,8 @@ def run(
     from hssl_nnunet.launch import set_environment
 
     set_environment()
+    from hssl_nnunet.benchmark.plan import plan_from_options
     from hssl_nnunet.benchmark.run import run_benchmark
-    from hssl_nnunet.benchmark.workspace import plan_from_options
     from hssl_nnunet.plan_schema import load_preset
 
     plan = plan_from_options(

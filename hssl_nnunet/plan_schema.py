@@ -323,7 +323,7 @@ def preset_of_plans(plans: dict[str, Any]) -> Preset:
     return load_preset("default")
 
 
-def pretraining_plan(preset: Preset, source: str | Path | None = None, **overrides: Any) -> PretrainingPlan:
+def pretraining_plan(preset: Preset, source: str | Path | None = None, /, **overrides: Any) -> PretrainingPlan:
     """Defaults of `plans/pretraining.json`, overlaid by the preset, overlaid by `overrides`.
 
     Raises:
@@ -333,7 +333,7 @@ def pretraining_plan(preset: Preset, source: str | Path | None = None, **overrid
     return parse(PretrainingPlan, merged(merged(read_json(path), preset.pretraining), overrides), source or path)
 
 
-def finetuning_plan(preset: Preset, source: str | Path | None = None, **overrides: Any) -> FinetuningPlan:
+def finetuning_plan(preset: Preset, source: str | Path | None = None, /, **overrides: Any) -> FinetuningPlan:
     """Defaults of `plans/finetuning.json`, overlaid by the preset, overlaid by `overrides`.
 
     Raises:

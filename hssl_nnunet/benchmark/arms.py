@@ -19,7 +19,6 @@ from hssl_nnunet.typed_json import parse
 ARMS_FILE = "benchmark_arms.json"
 NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 EXTERNAL = "external:"
-DEFAULT_ARMS = ("vanilla", "scratch", "hssl", "mae")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hssl_nnunet.benchmark.arms import Arm
+from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, record_path, write_record
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment
@@ -42,6 +43,10 @@ class Run:
     def name(self) -> str:
         """Name of its job."""
         return f"{FINETUNE}/{self.dataset_name}/{self.budget}/{self.arm}/seed_{self.seed}"
+
+    def record(self, folder: Path) -> Path:
+        """Where its record lies in a benchmark's folder."""
+        return record_path(folder, self.dataset_name, self.budget, self.arm, self.seed)
 
     @classmethod
     def from_name(cls, name: str) -> Run:
@@ -99,12 +104,29 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
     job = pretraining_job(plan, arm_name, dataset_name)
     if job is None:
         return None
+    weights = _pretrained(workspace, job)
+    if weights is None:
+        raise HSSLError(f"Arm {arm_name} needs the weights of job {job}, which has not ended, or they are gone.")
+    return weights
+
+
+def weights_there(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset_name: str) -> Path | None:
+    """The weights file of an arm's own that is there already; None for an arm without one, or on another's weights."""
+    arm, job = plan.arms[arm_name], pretraining_job(plan, arm_name, dataset_name)
+    if arm.weights_of is not None:
+        return None
+    if arm.weights_file is not None:
+        return Path(arm.weights_file)
+    return None if job is None else _pretrained(workspace, job)
+
+
+def _pretrained(workspace: Workspace, job: str) -> Path | None:
+    """The weights file of a pretraining that has ended."""
     from hssl_nnunet.benchmark.jobs import JobTable
 
     told = JobTable(workspace.folder).folder(job) / PRETRAINING_FILE
-    if not told.is_file():
-        raise HSSLError(f"Arm {arm_name} needs the weights of job {job}, which has not ended. See its log.")
-    return workspace.folder / str(read_json(told)["weights"])
+    weights = workspace.folder / str(read_json(told)["weights"]) if told.is_file() else None
+    return weights if weights is not None and weights.is_file() else None
 
 
 def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run) -> None:
@@ -189,7 +211,7 @@ def _scores(
 
 def _keep_predictions(workspace: Workspace, run: Run, predictions: Path) -> None:
     """Copy the predicted masks beside the record; the training's folder can be removed then."""
-    target = record_path(workspace.folder, run.dataset_name, run.budget, run.arm, run.seed).parent / "predictions"
+    target = run.record(workspace.folder).parent / "predictions"
     target.mkdir(parents=True, exist_ok=True)
     for path in predictions.iterdir():
         if path.suffix != ".json":

@@ -182,6 +182,9 @@ class Runner:
             return "stopped"
         if in_use(self.table.folder(job.name)):
             return "held"
+        state = self.table.state(job.name)  # after the lock: another runner may just have ended it
+        if state.state == "done":
+            return "done"
         if state.state != "failed":  # the process died without a word: killed, or out of memory
             self.table.write(job.name, replace(state, state="failed", error=f"exit code {code}"))
         return "failed"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.records import LeakageCheck
 from hssl_nnunet.benchmark.splits import DatasetSplit
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan
 from hssl_nnunet.corpus.candidates import measured_candidates
 from hssl_nnunet.corpus.domain_plans import read_sources
 from hssl_nnunet.corpus.fingerprint import worker_pool
@@ -20,23 +20,30 @@ from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, read_m
 
 
 def audit(
-    plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], contents: Mapping[str, Mapping[str, list[str]]]
+    plan: BenchmarkPlan,
+    weights: Mapping[tuple[str, str], Path],
+    splits: Mapping[str, DatasetSplit],
+    contents: Mapping[str, Mapping[str, list[str]]],
 ) -> dict[str, list[str]]:
-    """What each arm's weights file from elsewhere has seen of the test cases of any target, or of their patients.
+    """What weights that are there have seen of the test cases of the targets they are for, or of their patients.
 
-    Weights that the benchmark pretrains itself are made without test patients (`pretraining`). Both are looked at once
-    more before each run (`checked`).
+    Weights that the benchmark pretrains itself are made without the test patients of its targets (`pretraining`), but a
+    target may have come later. All are looked at once more before each run (`checked`).
 
     Args:
         plan: the benchmark.
+        weights: arm and target -> the weights file.
         splits: dataset name -> split, of every target.
         contents: dataset name -> case -> content hashes, see `contents_of`.
 
     Returns:
         Arm -> what overlaps, as `Dataset:case`; empty for an arm without an overlap.
     """
-    given = {name: Path(arm.weights_file) for name, arm in plan.arms.items() if arm.weights_file is not None}
-    return {name: overlap(read_metadata(path), splits, contents, patterns_of(plan)) for name, path in given.items()}
+    read = {path: read_metadata(path) for path in weights.values()}
+    found: dict[str, list[str]] = {}
+    for (arm, name), path in weights.items():
+        found.setdefault(arm, []).extend(overlap(read[path], {name: splits[name]}, contents, patterns_of(plan)))
+    return found
 
 
 def checked(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: DatasetSplit) -> LeakageCheck:
@@ -76,9 +83,14 @@ def overlap(
     seen = []
     for name, split in splits.items():
         cases = set(seen_cases(metadata, name, split.kept_out, contents.get(name, {})))
-        cases |= {case for case in split.kept_out if split.patients[case] in patients}
+        cases |= {case for case in split.kept_out if names_of(split, name, case, patterns) & patients}
         seen += [f"{name}:{case}" for case in sorted(cases)]
     return seen
+
+
+def names_of(split: DatasetSplit, dataset_name: str, case: str, patterns: Mapping[str, re.Pattern[str]]) -> set[str]:
+    """Names of a case's patient: the split's, which copies of one image share, and its own."""
+    return {split.patients[case], patient_of(case, dataset_name, patterns)}
 
 
 def _patients(image: SeenImage, patterns: Mapping[str, re.Pattern[str]]) -> set[str]:

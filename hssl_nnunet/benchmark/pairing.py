@@ -24,25 +24,29 @@ class DiceTable(NamedTuple):
     points: Floats
 
 
-def patient_dice(record: RunRecord) -> dict[str, float]:
-    """Mean Dice in [0, 1] of each patient: over the labels of a case, then over the cases.
+def case_dice(record: RunRecord) -> dict[str, float]:
+    """Mean Dice in [0, 1] of each case over the labels that truth or prediction shows.
 
-    nan (label empty in truth and prediction) is left out, and so is a case or a patient of which nothing is left.
+    1 where neither shows any: a model that rightly finds nothing must not drop out beside one that finds something,
+    which scores 0.
     """
-    cases: dict[tuple[str, str], list[float]] = {}
+    labels: dict[str, list[float]] = {}
     for score in record.scores:
-        if not isnan(score.dice):
-            cases.setdefault((score.patient, score.case), []).append(score.dice)
+        labels.setdefault(score.case, []).extend([] if isnan(score.dice) else [score.dice])
+    return {case: fmean(values) if values else 1.0 for case, values in labels.items()}
+
+
+def patient_dice(record: RunRecord) -> dict[str, float]:
+    """Mean Dice in [0, 1] of each patient over their cases, see `case_dice`."""
+    whose = {score.case: score.patient for score in record.scores}
     patients: dict[str, list[float]] = {}
-    for (patient, _), values in cases.items():
-        patients.setdefault(patient, []).append(fmean(values))
+    for case, value in case_dice(record).items():
+        patients.setdefault(whose[case], []).append(value)
     return {patient: fmean(values) for patient, values in patients.items()}
 
 
 def dice_table(*arms: Runs, same_labels: bool = True) -> DiceTable:
-    """Dice of arms side by side, on shared seeds and on the patients that every one of these runs scored.
-
-    A patient whose labels are all empty drops out of every arm as soon as one run predicts nothing there (nan).
+    """Dice of arms side by side, on shared seeds.
 
     Args:
         arms: the records of each arm; all of one dataset, and of one budget where labels are the same.
@@ -58,18 +62,11 @@ def dice_table(*arms: Runs, same_labels: bool = True) -> DiceTable:
     used = [sorted((r for r in runs if r.seed in seeds), key=lambda r: r.seed) for runs in arms]
     _check_same_cases(used, seeds, same_labels)
     dice = [[patient_dice(record) for record in runs] for runs in used]
-    patients = tuple(sorted(set.intersection(*(set(scored) for runs in dice for scored in runs))))
+    patients = tuple(sorted(dice[0][0]))  # every run has the same test cases
     if not patients:
-        raise HSSLError(f"{_name(used[0][0])}: no patient is scored in this and all compared runs. Check the labels.")
+        raise HSSLError(f"{_name(used[0][0])}: no case is scored. Check the labels of the dataset.")
     points = 100 * np.array([[[scored[patient] for patient in patients] for scored in runs] for runs in dice])
     return DiceTable(seeds, patients, points)
-
-
-def paired(records_of_arm: Runs, records_of_baseline: Runs) -> Floats:
-    """Arm minus baseline, (seeds, patients) in Dice points; what is shared and what is refused: see `dice_table`."""
-    arm, baseline = dice_table(records_of_arm, records_of_baseline).points
-    differences: Floats = arm - baseline
-    return differences
 
 
 def groups(records: Runs) -> dict[tuple[str, str], dict[str, list[RunRecord]]]:
@@ -104,7 +101,8 @@ def _check_same_cases(arms: Sequence[Runs], seeds: Sequence[int], same_labels: b
     for runs in arms:
         if [record.seed for record in runs] != list(seeds):
             raise HSSLError(
-                f"{', '.join(_name(record) for record in runs)}: expected one run a seed. Remove the others."
+                f"{', '.join(_name(record) for record in runs)}: expected one run a seed. Remove the folders "
+                "of the others below `runs`."
             )
         for record, peer in zip(runs, arms[0], strict=True):
             _refuse("test cases", record, arms[0][0], _test_set(record) ^ _test_set(arms[0][0]))
@@ -116,7 +114,8 @@ def _refuse(what: str, record: RunRecord, other: RunRecord, differing: Collectio
     if differing:
         raise HSSLError(
             f"{_name(record)} and {_name(other)} differ in {what}, expected the same: {len(differing)} in one only, "
-            f"such as {', '.join(sorted(differing)[:3])}. Remove the run that is not of this benchmark and repeat it."
+            f"such as {', '.join(sorted(differing)[:3])}. Remove the folder below `runs` of the one that is not of "
+            "this benchmark, and run the same command again."
         )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hssl_nnunet.benchmark.leakage import contents_of
+from hssl_nnunet.benchmark.leakage import contents_of, names_of, patterns_of
+from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.shuffled_groups import shuffled_groups
 from hssl_nnunet.benchmark.splits import DatasetSplit
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.corpus.build import build_corpus
 from hssl_nnunet.corpus.cases import read_raw_dataset
 from hssl_nnunet.corpus.parallel import default_processes
-from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
+from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
@@ -139,8 +140,9 @@ def excluded_cases(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], doma
 
     By patient and over all domains, for one person may be in several; the target itself need not be a domain.
     """
-    test = {split.patients[case] for split in splits.values() for case in split.kept_out}
-    patterns = parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
+    patterns = patterns_of(plan)
+    kept_out = [(split, name, case) for name, split in splits.items() for case in split.kept_out]
+    test = {patient for where in kept_out for patient in names_of(*where, patterns)}
     return [
         f"{name}:{case.name}"
         for name in domains

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,20 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from hssl_nnunet.benchmark.job import Run, pretraining_job
-from hssl_nnunet.benchmark.jobs import Job, JobTable, Runner, shard
+from hssl_nnunet.benchmark.job import FINETUNE, Run, pretraining_job, weights_there
+from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
 from hssl_nnunet.benchmark.leakage import audit, contents_of, patterns_of
 from hssl_nnunet.benchmark.metrics import Label, label_values
-from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits, with_copies_joined
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace
+from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan
+from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits, with_copies_joined, write_splits
+from hssl_nnunet.benchmark.workspace import Workspace, nnunet_splits
 from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.ranks import available_cpus
 
-LABELS_FILE, LEAKAGE_FILE, CASES_FILE = "labels.json", "leakage.json", "cases.json"
+LABELS_FILE = "labels.json"
 READERS = 4  # threads that read masks
 
 
@@ -44,15 +46,24 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
     """
     workspace = Workspace(folder)
     jobs, refused = prepare(workspace, plan)
-    for arm, images in refused.items():
-        print(
-            f"Arm {arm} is refused: it was pretrained on test cases or patients: {', '.join(images)}", file=sys.stderr
-        )
-    chosen = shard(jobs, part) if part else jobs
-    states = Runner(JobTable(folder), workers, {**workspace.environment, **shared_threads(workers)}).run(chosen)
+    for (arm, name), images in refused.items():
+        told = f"it was pretrained on test cases or patients: {', '.join(images)}"
+        print(f"Arm {arm} is refused on {name}: {told}", file=sys.stderr)
+    chosen, table = shard(jobs, part) if part else jobs, JobTable(folder)
+    forget_lost(table, workspace, chosen)
+    states = Runner(table, workers, {**workspace.environment, **shared_threads(workers)}).run(chosen)
     counts = Counter(state.state for state in states.values())
     print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     return 0 if counts["done"] == len(states) else 1
+
+
+def forget_lost(table: JobTable, workspace: Workspace, jobs: Collection[Job]) -> None:
+    """Set back jobs that have ended and whose record was removed since, so that they are repeated."""
+    for job in jobs:
+        run = Run.from_name(job.name) if job.name.startswith(f"{FINETUNE}/") else None
+        lost = run is not None and not run.record(workspace.folder).is_file()
+        if lost and table.state(job.name).state == "done":
+            table.write(job.name, JobState())
 
 
 def shared_threads(workers: int) -> dict[str, str]:
@@ -61,24 +72,28 @@ def shared_threads(workers: int) -> dict[str, str]:
     return {} if name in os.environ else {name: str(max(1, available_cpus() // workers))}
 
 
-def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[str, list[str]]]:
-    """Everything before the first job: links, splits, folds, leakage audit, plan.
+def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[tuple[str, str], list[str]]]:
+    """Everything before the first job: links, splits, folds, leakage audit, plan; written once all is checked.
 
     Returns:
-        The jobs, needs first, and the arms that are refused with the images that overlap.
+        The jobs, needs first, and what is refused: arm and target -> the test cases that overlap.
     """
     workspace.check_plan(plan)
     for name in dict.fromkeys((*plan.datasets, *plan.domains)):
         workspace.link(preprocessed_dir() / name)
     contents = contents_of(plan, plan.datasets)
     cases = {name: with_copies_joined(labelled_cases(workspace, plan, name), contents[name]) for name in plan.datasets}
-    splits = fixed_splits(workspace.folder, cases, plan.test_fraction, plan.seeds, plan.tune)
     folds = workspace.folds(plan)
-    for name in plan.datasets:
-        workspace.write_folds(name, splits[name], folds, plan.min_cases)
-    audited = audit(plan, {name: splits[name] for name in plan.datasets}, contents)
-    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, plan.datasets))
+    seeds = sorted({*plan.seeds, *(seed for seed, _ in folds)})  # a dataset that is new needs those of earlier runs
+    splits = fixed_splits(workspace.folder, cases, plan.test_fraction, seeds, plan.tune)
+    of_datasets = {name: nnunet_splits(plan, splits[name], folds) for name in plan.datasets}
+    pairs = product(plan.arms, plan.datasets)
+    weights = {pair: path for pair in pairs if (path := weights_there(workspace, plan, *pair)) is not None}
+    audited = audit(plan, weights, splits, contents)
     workspace.write_plan(plan)
+    write_splits(workspace.folder, splits)
+    workspace.write_folds(folds, of_datasets)
+    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, plan.datasets))
     files = workspace.folder / CASES_FILE
     earlier = read_json(files) if files.is_file() else {}
     write_json(files, {**earlier, **_case_files(workspace, plan, splits)})
@@ -95,15 +110,18 @@ def _with_earlier(audited: Mapping[str, list[str]], path: Path, datasets: Collec
     return found
 
 
-def refused_arms(plan: BenchmarkPlan, folder: Path) -> dict[str, list[str]]:
-    """Arms whose weights, or those of the arm that they build on, overlap with test cases, and with which."""
+def refused_arms(plan: BenchmarkPlan, folder: Path) -> dict[tuple[str, str], list[str]]:
+    """Arms, each with a target whose test cases its weights, or those of the arm it builds on, have seen, and which."""
     path = folder / LEAKAGE_FILE
     audited: dict[str, list[str]] = read_json(path) if path.is_file() else {}
-    sources = {name: arm.weights_of or name for name, arm in plan.arms.items()}
-    return {name: audited[source] for name, source in sources.items() if audited.get(source)}
+    refused: dict[tuple[str, str], list[str]] = {}
+    for name, arm in plan.arms.items():
+        for seen in audited.get(arm.weights_of or name, ()):
+            refused.setdefault((name, seen.partition(":")[0]), []).append(seen)
+    return refused
 
 
-def jobs_of(folder: Path, plan: BenchmarkPlan, refused: Mapping[str, object]) -> list[Job]:
+def jobs_of(folder: Path, plan: BenchmarkPlan, refused: Collection[tuple[str, str]]) -> list[Job]:
     """Jobs of a benchmark: pretrainings first, then the grid, small budgets and first seeds first."""
     runs = [
         Run(dataset_name=dataset, budget=budget, arm=arm, seed=seed)
@@ -111,7 +129,7 @@ def jobs_of(folder: Path, plan: BenchmarkPlan, refused: Mapping[str, object]) ->
         for budget in plan.budgets
         for dataset in plan.datasets
         for arm in plan.arms
-        if arm not in refused
+        if (arm, dataset) not in refused
     ]
     needs = {run: pretraining_job(plan, run.arm, run.dataset_name) for run in runs}
     names = [(name, ()) for name in dict.fromkeys(n for n in needs.values() if n is not None)]

@@ -199,7 +199,7 @@ def fixed_splits(
     seeds: Sequence[int],
     tune: bool = False,
 ) -> dict[str, DatasetSplit]:
-    """Splits of a benchmark: those in its folder, completed by datasets and seeds that it lacks.
+    """Splits of a benchmark: those in its folder, completed by datasets and seeds that it lacks; nothing is written.
 
     Args:
         folder: the benchmark's folder.
@@ -230,8 +230,12 @@ def fixed_splits(
         orders, covering = _orders(rest, [s for s in seeds if s not in split.order])
         splits[dataset_name] = replace(split, order={**split.order, **orders}, covering={**split.covering, **covering})
     _check_untouched(splits, untouched, path)
-    write_json(path, {name: to_json(split) for name, split in splits.items()})
     return splits
+
+
+def write_splits(folder: Path, splits: Mapping[str, DatasetSplit]) -> None:
+    """Keep the splits of a benchmark."""
+    write_json(folder / SPLITS_FILE, {name: to_json(split) for name, split in splits.items()})
 
 
 def _check_mode(splits: Mapping[str, DatasetSplit], tune: bool, path: Path) -> None:

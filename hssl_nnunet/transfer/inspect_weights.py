@@ -75,7 +75,7 @@ def _domains(metadata: WeightsMetadata) -> Table:
     seen = Counter(image.dataset_name for image in metadata.images or ())
     for domain in metadata.domains:
         table.add_row(
-            domain.dataset_name,
+            escape(domain.dataset_name),
             escape(domain.modality),
             escape(" < ".join(domain.groups)),
             str(seen[domain.dataset_name]) if metadata.images is not None else "not known",

@@ -26,9 +26,9 @@ from tiny_benchmark import (
 
 from hssl_nnunet.benchmark.job import Run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
+from hssl_nnunet.benchmark.pairing import case_dice
 from hssl_nnunet.benchmark.records import record_path, write_record
 from hssl_nnunet.benchmark.report.cases import draw_slice
-from hssl_nnunet.benchmark.report.gallery import case_dice
 from hssl_nnunet.benchmark.report.page import write_report
 
 

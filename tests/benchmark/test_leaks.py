@@ -13,10 +13,11 @@ import pytest
 from hssl_nnunet.benchmark.arms import Arm, known_arms
 from hssl_nnunet.benchmark.job import pretraining_job
 from hssl_nnunet.benchmark.leakage import overlap, patterns_of
+from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan, plan_from_options
 from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
-from hssl_nnunet.benchmark.run import LEAKAGE_FILE, _with_earlier, refused_arms
+from hssl_nnunet.benchmark.run import _with_earlier, jobs_of, refused_arms
 from hssl_nnunet.benchmark.splits import DatasetSplit
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace, plan_from_options
+from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_RAW
 
@@ -92,12 +93,21 @@ def test_an_overlap_is_found_by_case_by_patient_and_by_content(plan: BenchmarkPl
         return overlap(SimpleNamespace(images=[image]), splits, hashes, patterns_of(plan))
 
     assert seen(PET, "S1", "x", "x") == [f"{PET}:S1"]
-    assert seen(MR, "S1", "x", "x") == []  # another dataset's case of this name, another patient
+    assert seen(MR, "S1", "x", "x") == [f"{PET}:S1"]  # without a regex a case is named after its patient
+    assert seen(MR, "S3", "x", "x") == []
     assert seen(MR, "other", "p4", "x") == [f"{PET}:S4"]
     assert seen(MR, "other", "x", "h1") == [f"{PET}:S1"]
     assert seen(PET, "S2", "p2", "h2") == []
     splits[PET] = replace(splits[PET], untouched=("S2",))  # where values are tuned, who tests otherwise
     assert seen(PET, "S2", "x", "x") == seen(MR, "other", "p2", "x") == [f"{PET}:S2"]
+
+
+def test_a_patient_is_known_by_the_own_name_where_copies_share_another(plan: BenchmarkPlan) -> None:
+    """Two test cases show one image, hence one patient; the second one's name is seen elsewhere."""
+    splits = {PET: split(["S1", "S4"], ["S2"], {"S1": "S1", "S4": "S1", "S2": "S2"})}
+    image = SimpleNamespace(dataset_name=MR, case="S4", patient="S4", content_hash="x")
+    assert overlap(SimpleNamespace(images=[image]), splits, {}, patterns_of(plan)) == [f"{PET}:S4"]
+    assert f"{PET}:S4" in excluded_cases(plan, {PET: splits[PET]}, (PET,))
 
 
 def test_imported_weights_are_refused_on_the_dataset_they_were_trained_on(plan: BenchmarkPlan) -> None:
@@ -134,7 +144,10 @@ def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_on
     ):
         assert _with_earlier(audited, path, datasets) == kept
         path.write_text(json.dumps(kept))
-    assert refused_arms(plan, tmp_path) == {"external_a": [f"{PET}:S1"], "on_a": [f"{PET}:S1"]}
+    refused = refused_arms(plan, tmp_path)
+    assert refused == {("external_a", PET): [f"{PET}:S1"], ("on_a", PET): [f"{PET}:S1"]}
+    names = {job.name for job in jobs_of(tmp_path, replace(plan, datasets=(PET, MR), arms=arms), refused)}
+    assert {name.split("/")[1] for name in names} == {MR}  # on a target that they have not seen both run
 
 
 @pytest.mark.parametrize(("typed", "kept"), [(["5", "10", "cases"], ("5", "10")), (["5%", "9"], ("5%", "9"))])

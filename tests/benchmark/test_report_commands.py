@@ -10,13 +10,13 @@ import pytest
 from tiny_benchmark import DATASETS, Page, run
 
 from hssl_nnunet.benchmark.arms import Arm, known_arms
+from hssl_nnunet.benchmark.plan import resolved
 from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.report import commands
 from hssl_nnunet.benchmark.report.commands import definitions, preparation, values_file
 from hssl_nnunet.benchmark.report.content import read_content
 from hssl_nnunet.benchmark.report.facts import Facts
 from hssl_nnunet.benchmark.report.page import write_report
-from hssl_nnunet.benchmark.workspace import resolved
 from hssl_nnunet.typed_json import parse, to_json
 
 OWN = {

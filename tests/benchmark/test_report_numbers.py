@@ -16,7 +16,7 @@ from tiny_benchmark import ARMS, BUDGETS, DATASETS, EVIL_ARM, SEEDS, Page, headi
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.convergence import Curves
 from hssl_nnunet.benchmark.label_gap import label_gaps
-from hssl_nnunet.benchmark.pairing import paired
+from hssl_nnunet.benchmark.pairing import dice_table
 from hssl_nnunet.benchmark.records import EpochScore, read_records
 from hssl_nnunet.benchmark.report import wording
 from hssl_nnunet.benchmark.report.content import not_run, read_content
@@ -65,7 +65,8 @@ def test_other_pretrainings_stand_beside_the_method_and_baselines_do_not(folder:
     assert {key for key in rows if key[0]} == set(product(titles, ("all datasets", *DATASETS)))
     for (title, budget), name in product(titles.items(), DATASETS):
         # (seeds, patients), hssl minus the other
-        differences = paired(content.of(name, budget, "hssl"), content.of(name, budget, EVIL_ARM))
+        ours, theirs = dice_table(*(content.of(name, budget, arm) for arm in ("hssl", EVIL_ARM))).points
+        differences = ours - theirs
         cells = rows[title, name]
         assert cells[::2] == [number(differences.mean(), "+.1f"), str(len(differences))]
     assert rows[f"{EVIL_ARM} 20%", "all datasets"][2] == "2 to 3"

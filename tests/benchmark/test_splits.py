@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hssl_nnunet.benchmark.splits import (
     SPLITS_FILE,
     CaseInfo,
+    DatasetSplit,
     budget_cases,
     fixed_splits,
     make_split,
     training_order,
     with_copies_joined,
+    write_splits,
 )
 from hssl_nnunet.errors import HSSLError
 
@@ -117,58 +120,65 @@ def test_one_patient_cannot_be_split() -> None:
         make_split(cases(1), 0.3, [0])
 
 
+def kept_splits(folder: Path, *args: Any, **kwargs: Any) -> dict[str, DatasetSplit]:
+    """Splits as a run makes and keeps them."""
+    splits = fixed_splits(folder, *args, **kwargs)
+    write_splits(folder, splits)
+    return splits
+
+
 def test_tuning_scores_other_cases_and_leaves_the_test_set_alone(tmp_path: Path) -> None:
-    final = fixed_splits(tmp_path / "final", {"A": cases(20)}, 0.3, [0, 1])["A"]
-    tuning = fixed_splits(tmp_path / "tune", {"A": cases(20)}, 0.3, [0, 1], tune=True)["A"]
+    final = kept_splits(tmp_path / "final", {"A": cases(20)}, 0.3, [0, 1])["A"]
+    tuning = kept_splits(tmp_path / "tune", {"A": cases(20)}, 0.3, [0, 1], tune=True)["A"]
     assert tuning.untouched == final.test and tuning.patients == final.patients
     for order in tuning.order.values():
         groups = [set(tuning.untouched), set(tuning.test), set(order)]
         assert sorted(map(len, groups)) == [8, 12, 20]
         assert set.union(*groups) == set(final.patients)
-    grown = fixed_splits(tmp_path / "tune", {"A": cases(20)}, 0.3, [0, 1, 2], tune=True)["A"]
+    grown = kept_splits(tmp_path / "tune", {"A": cases(20)}, 0.3, [0, 1, 2], tune=True)["A"]
     assert grown.test == tuning.test and set(grown.order[2]) == set(tuning.order[0])
 
 
 def test_who_tests_in_one_dataset_is_left_alone_in_all_that_tune(tmp_path: Path) -> None:
     datasets = {"A": cases(20), "B": cases(13), "C": cases(9)}
-    finals = fixed_splits(tmp_path / "final", datasets, 0.3, [0])
+    finals = kept_splits(tmp_path / "final", datasets, 0.3, [0])
     testers = {split.patients[case] for split in finals.values() for case in split.test}
-    for split in fixed_splits(tmp_path / "tune", datasets, 0.3, [0], tune=True).values():
+    for split in kept_splits(tmp_path / "tune", datasets, 0.3, [0], tune=True).values():
         used = {split.patients[case] for case in (*split.test, *split.order[0])}
         assert used.isdisjoint(testers) and used
         assert set(split.untouched) == {case for case, patient in split.patients.items() if patient in testers}
 
 
 def test_a_dataset_that_would_test_patients_in_use_cannot_join_a_tuning(tmp_path: Path) -> None:
-    fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=True)
+    kept_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=True)
     with pytest.raises(HSSLError, match="would test in a dataset that is new.*in A"):
-        fixed_splits(tmp_path, {"A": cases(20), "C": cases(9)}, 0.3, [0], tune=True)
+        kept_splits(tmp_path, {"A": cases(20), "C": cases(9)}, 0.3, [0], tune=True)
 
 
 @pytest.mark.parametrize("tune", [True, False])
 def test_splits_of_the_other_kind_are_refused(tmp_path: Path, tune: bool) -> None:
-    fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=tune)
+    kept_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=tune)
     with pytest.raises(HSSLError, match="another folder"):
-        fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=not tune)
+        kept_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=not tune)
 
 
 def test_two_patients_cannot_tune(tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="one more to tune; left: p0"):
-        fixed_splits(tmp_path, {"A": cases(2, rare=0)}, 0.3, [0], tune=True)
+        kept_splits(tmp_path, {"A": cases(2, rare=0)}, 0.3, [0], tune=True)
 
 
 def test_what_is_written_never_changes(tmp_path: Path) -> None:
-    first = fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0])
+    first = kept_splits(tmp_path, {"A": cases(20)}, 0.3, [0])
     text = (tmp_path / SPLITS_FILE).read_text()
-    assert fixed_splits(tmp_path, {"A": cases(20)}, 0.5, [0]) == first
+    assert kept_splits(tmp_path, {"A": cases(20)}, 0.5, [0]) == first
     assert (tmp_path / SPLITS_FILE).read_text() == text
-    grown = fixed_splits(tmp_path, {"A": cases(20), "B": cases(9)}, 0.3, [0, 1])
+    grown = kept_splits(tmp_path, {"A": cases(20), "B": cases(9)}, 0.3, [0, 1])
     assert grown["A"].test == first["A"].test and grown["A"].order[0] == first["A"].order[0]
     assert set(grown["A"].order) == {0, 1} and set(grown) == {"A", "B"}
-    assert fixed_splits(tmp_path, {"B": cases(9)}, 0.3, [0]) == grown
+    assert kept_splits(tmp_path, {"B": cases(9)}, 0.3, [0]) == grown
 
 
 def test_a_changed_dataset_is_refused_and_named(tmp_path: Path) -> None:
-    fixed_splits(tmp_path, {"A": cases(20)}, 0.3, [0])
+    kept_splits(tmp_path, {"A": cases(20)}, 0.3, [0])
     with pytest.raises(HSSLError, match="gone p19_0, p19_1, new none"):
-        fixed_splits(tmp_path, {"A": cases(19)}, 0.3, [0])
+        kept_splits(tmp_path, {"A": cases(19)}, 0.3, [0])

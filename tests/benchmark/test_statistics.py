@@ -14,7 +14,7 @@ from scipy import stats
 
 from hssl_nnunet.benchmark.convergence import Reach, curves
 from hssl_nnunet.benchmark.intervals import Floats, bootstrap_interval, crossed_interval, holm, wilcoxon_p
-from hssl_nnunet.benchmark.pairing import DiceTable, dice_table, paired, patient_dice
+from hssl_nnunet.benchmark.pairing import DiceTable, Runs, dice_table, patient_dice
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.statistics import (
     Comparison,
@@ -36,6 +36,12 @@ def covers(interval: tuple[float, float]) -> bool:
 # patients, nan and pairing
 
 
+def paired(ours: Runs, theirs: Runs) -> np.ndarray:
+    """First minus second, (seeds, patients)."""
+    first, second = dice_table(ours, theirs).points
+    return first - second
+
+
 def test_labels_are_averaged_in_a_case_then_cases_in_a_patient() -> None:
     scores = (
         score("p", "p_0", "a", 0.9),
@@ -47,17 +53,23 @@ def test_labels_are_averaged_in_a_case_then_cases_in_a_patient() -> None:
         score("q", "q_0", "b", nan),
         score("r", "r_0", "a", 0.0),
     )
-    # p: the mean of (0.7, 0.1); neither the mean of all its labels (0.5) nor with nan as 0 or 1
-    assert patient_dice(replace(record("hssl", 0, []), scores=scores)) == pytest.approx({"p": 0.4, "r": 0.0})
+    # p: the mean of (0.7, 0.1, 1), the last of a case in which nothing is to be found, and is not found
+    assert patient_dice(replace(record("hssl", 0, []), scores=scores)) == pytest.approx({"p": 0.6, "q": 1, "r": 0.0})
 
 
-def test_differences_are_of_shared_seeds_and_of_patients_that_every_run_scored() -> None:
+def test_differences_are_of_shared_seeds() -> None:
     ours = [record("hssl", 2, [0.9, 0.8, 0.7]), record("hssl", 1, [0.6, 0.5, 0.4]), record("hssl", 7, [0, 0, 0])]
-    theirs = [record("vanilla", 1, [0.5, nan, 0.5]), record("vanilla", 2, [0.5, 0.5, 0.5])]
+    theirs = [record("vanilla", 1, [0.5, 0.3, 0.5]), record("vanilla", 2, [0.5, 0.5, 0.5])]
     table = dice_table(ours, theirs)
-    assert table.seeds == (1, 2) and table.patients == ("p00", "p02")
-    np.testing.assert_allclose(paired(ours, theirs), [[10, -10], [40, 20]], atol=1e-9)
+    assert table.seeds == (1, 2) and table.patients == ("p00", "p01", "p02")
+    np.testing.assert_allclose(paired(ours, theirs), [[10, 20, -10], [40, 30, 20]], atol=1e-9)
     np.testing.assert_allclose(paired(theirs, ours), -paired(ours, theirs))
+
+
+def test_who_rightly_finds_nothing_is_ahead_of_who_finds_something() -> None:
+    """nan, as nnU-Net scores it, must not take the patient out of the comparison."""
+    ours, theirs = [record("hssl", 0, [0.7, nan])], [record("vanilla", 0, [0.7, 0.0])]
+    np.testing.assert_allclose(paired(ours, theirs), [[0, 100]], atol=1e-9)
 
 
 def test_another_test_set_is_refused_and_named() -> None:
@@ -79,8 +91,8 @@ def test_runs_that_are_no_pair_are_refused() -> None:
         paired([one], [replace(record("vanilla", 0, [0.5]), training_cases=("other",))])
     with pytest.raises(HSSLError, match="one run a seed"):
         paired([one, one], [record("vanilla", 0, [0.5])])
-    with pytest.raises(HSSLError, match="no patient is scored"):
-        paired([record("hssl", 0, [nan, 0.5])], [record("vanilla", 0, [0.5, nan])])
+    with pytest.raises(HSSLError, match="no case is scored"):
+        paired([record("hssl", 0, [])], [record("vanilla", 0, [])])
 
 
 # intervals

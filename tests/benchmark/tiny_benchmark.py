@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from hssl_nnunet.benchmark.pairing import case_dice
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, read_records
 from hssl_nnunet.benchmark.report.cases import Slice, choose
-from hssl_nnunet.benchmark.report.gallery import case_dice
 
 EVIL_DATASET = "Dataset009_<img src=x onerror=boom>"
 EVIL_ARM = "<script>\"$x'&amp;"

@@ -13,8 +13,9 @@ import pytest
 from test_build import Folders
 
 from hssl_nnunet.benchmark import pretraining
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, plan_from_options
 from hssl_nnunet.benchmark.splits import DatasetSplit
-from hssl_nnunet.benchmark.workspace import BenchmarkPlan, Workspace, plan_from_options
+from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.corpus.build import build_corpus
 from hssl_nnunet.corpus.manifest import read_manifest
 from hssl_nnunet.errors import HSSLError

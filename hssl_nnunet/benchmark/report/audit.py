@@ -41,15 +41,13 @@ class Audit:
 def audits(content: Content) -> list[Audit]:
     """Of every arm that was asked for or has a run, one line, or one for each target."""
     arms = dict.fromkeys((*content.facts.arms, *content.arms))
-    return [audit for arm in arms for audit in (_refused(content, arm) or _compared(content, arm))]
+    return [audit for arm in arms for audit in _of_arm(content, arm)]
 
 
-def _refused(content: Content, arm: str) -> list[Audit]:
-    cases: dict[str, list[str]] = {}
-    for entry in content.facts.leakage.get(arm, ()):
-        dataset, _, case = entry.partition(":")
-        cases.setdefault(dataset, []).append(case)
-    return [Audit(arm=arm, dataset=name, told=", ".join(seen), refused=True) for name, seen in cases.items()]
+def _of_arm(content: Content, arm: str) -> list[Audit]:
+    leaked = content.facts.leaked(arm)
+    refused = [Audit(arm=arm, dataset=name, told=", ".join(seen), refused=True) for name, seen in leaked.items()]
+    return refused + (_compared(content, arm) if arm in content.arms or not refused else [])
 
 
 def _compared(content: Content, arm: str) -> list[Audit]:
@@ -60,7 +58,7 @@ def _compared(content: Content, arm: str) -> list[Audit]:
         for name in content.datasets
         if any(r.dataset_name == name for r in records)
     }
-    if len(set(told.values())) < 2:
+    if len(set(told.values())) < 2 and not content.facts.leaked(arm):
         return [Audit(arm=arm, dataset=EVERY_TARGET, told=next(iter(told.values()), otherwise))]
     return [Audit(arm=arm, dataset=name, told=said) for name, said in told.items()]
 

@@ -10,13 +10,12 @@ from statistics import median
 from typing import Any
 
 from hssl_nnunet.benchmark.jobs import JobTable
+from hssl_nnunet.benchmark.plan import CASES_FILE
 from hssl_nnunet.benchmark.records import RunRecord, read_records
 from hssl_nnunet.benchmark.report.facts import LENIENT, Facts, read_facts
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.typed_json import parse
-
-CASES_FILE = "cases.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,8 +139,8 @@ def not_run(content: Content) -> list[NotRun]:
 
 
 def _why(content: Content, dataset_name: str, budget: str, arm: str, seed: int) -> str:
-    """Why a run has no record: its arm was refused, or the state of its job."""
-    if content.facts.leakage.get(arm):
+    """Why a run has no record: its arm was refused there, or the state of its job."""
+    if dataset_name in content.facts.leaked(arm):
         return "refused: its pretraining has seen test cases"
     state = JobTable(content.folder).state(f"finetune/{dataset_name}/{budget}/{arm}/seed_{seed}")
     return f"{state.state}: {state.error}" if state.error else state.state

@@ -14,10 +14,10 @@ from pydantic import ConfigDict
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.job import PRETRAINING_FILE
 from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
+from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, PLAN_FILE
 from hssl_nnunet.files import read_json
 from hssl_nnunet.typed_json import parse
 
-BENCHMARK_FILE, LEAKAGE_FILE = "benchmark.json", "leakage.json"
 LENIENT = ConfigDict(extra="ignore")  # the runner may write more than the page shows
 STATUSES = ("exact", "adapted", "fresh")  # of a tensor in a transfer, as in transfer.report
 # keys of benchmark.json that are told with the environment
@@ -58,7 +58,7 @@ class Facts:
     """What was asked for, and what the records do not say. Everything may be missing.
 
     Attributes:
-        command: the command of the latest run in the folder.
+        command: the only command that a file without `commands` keeps.
         commands: every command that added to the benchmark, the first one first; older files do not keep them.
         about: the environment: `versions` and whatever else is told; values may be nested.
         settings: values of the benchmark that hold for every arm.
@@ -98,6 +98,14 @@ class Facts:
         defined = self.definitions.get(arm)
         return defined.weights_of if defined and defined.weights_of else arm
 
+    def leaked(self, arm: str) -> dict[str, list[str]]:
+        """Targets on which an arm was refused, and the test cases that its weights have seen."""
+        cases: dict[str, list[str]] = {}
+        for entry in self.leakage.get(self.source(arm), ()):
+            dataset_name, _, case = entry.partition(":")
+            cases.setdefault(dataset_name, []).append(case)
+        return cases
+
 
 def read_facts(folder: Path) -> Facts:
     """Read `benchmark.json`; what it does not hold comes from what the runner has left in the folder.
@@ -105,7 +113,7 @@ def read_facts(folder: Path) -> Facts:
     Raises:
         HSSLError: a file has the wrong form.
     """
-    path = folder / BENCHMARK_FILE
+    path = folder / PLAN_FILE
     raw = read_json(path) if path.is_file() else {}
     facts = parse(Facts, _sorted_out(raw) if isinstance(raw, dict) else raw, path)
     return replace(

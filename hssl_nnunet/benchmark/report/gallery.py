@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
-from statistics import fmean
 
+from hssl_nnunet.benchmark.pairing import case_dice
+from hssl_nnunet.benchmark.plan import CASES_FILE
 from hssl_nnunet.benchmark.records import RunRecord, record_path
 from hssl_nnunet.benchmark.report.cases import Choice, choose, draw_slice, read_slice
-from hssl_nnunet.benchmark.report.content import CASES_FILE, CaseFiles, Content
+from hssl_nnunet.benchmark.report.content import CaseFiles, Content
 from hssl_nnunet.benchmark.report.wording import METHOD, points, signed
 from hssl_nnunet.benchmark.statistics import BASELINES
 
@@ -86,15 +86,6 @@ def _gallery(content: Content, dataset_name: str) -> Gallery | None:
                 cards = tuple(_card(content, choice, *pair) for choice in choose(*map(case_dice, pair)))
                 return Gallery(dataset_name=dataset_name, budget=budget, seed=shared[0], baseline=baseline, cards=cards)
     return None
-
-
-def case_dice(record: RunRecord) -> dict[str, float]:
-    """Dice of each case in [0, 1]: mean over its labels; nan where every label is empty in truth and prediction."""
-    labels: dict[str, list[float]] = {}
-    for score in record.scores:
-        labels.setdefault(score.case, []).append(score.dice)
-    counted = {case: [v for v in values if v == v] for case, values in labels.items()}
-    return {case: fmean(values) if values else nan for case, values in counted.items()}
 
 
 def _card(content: Content, choice: Choice, ours: RunRecord, theirs: RunRecord) -> Card:

@@ -34,11 +34,14 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         The file.
 
     Raises:
-        HSSLError: no run has ended, a file has the wrong form, records that cannot be compared, or jinja2 is missing.
+        HSSLError: no run has ended, a file has the wrong form, records that cannot be compared, a page called .json, or
+            jinja2 is missing.
     """
+    path = output or folder / PAGE_FILE
+    if path.suffix == ".json":
+        raise HSSLError(f"-o {path}: the page is HTML, its numbers go to a .json file beside it. Name a .html file.")
     content = read_content(folder)
     text = render(content)
-    path = output or folder / PAGE_FILE
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     write_json(path.with_suffix(".json"), numbers(content))

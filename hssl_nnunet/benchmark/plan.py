@@ -1,0 +1,241 @@
+"""What a benchmark compares: `benchmark.json`, checked when it is asked for and when a later run adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+
+from hssl_nnunet.benchmark.arms import Arm, chosen_arms
+from hssl_nnunet.benchmark.splits import budget_cases
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json
+from hssl_nnunet.paths import dataset_name
+from hssl_nnunet.plan_schema import FinetuningPlan, PretrainingPlan, finetuning_plan, preset_of_plans, pretraining_plan
+from hssl_nnunet.typed_json import merged, parse, to_json
+from hssl_nnunet.versions import machine
+
+PLAN_FILE, LEAKAGE_FILE, CASES_FILE = "benchmark.json", "leakage.json", "cases.json"
+# what a later run in the same folder may not change; it may add datasets, budgets, arms and seeds
+FIXED = (
+    "domains",
+    "configuration",
+    "plans_name",
+    "test_fraction",
+    "tune",
+    "patient_regex",
+    "nsd_tolerance_mm",
+    "min_cases",
+    "pretraining",
+    "finetuning",
+    "plan_values",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Values:
+    """The file of `--values`.
+
+    Attributes:
+        pretraining: pretraining values that differ from the preset's, for every arm.
+        finetuning: fine-tuning values that differ from the preset's, for every arm.
+        arms: arms of the user's own, by name.
+    """
+
+    pretraining: dict[str, Any] = field(default_factory=dict)
+    finetuning: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, Arm] = field(default_factory=dict)
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkPlan:
+    """What a benchmark compares; `benchmark.json` in its folder.
+
+    Attributes:
+        command: the first command.
+        datasets: targets, by nnU-Net's dataset name.
+        domains: datasets that arms are pretrained on.
+        configuration: nnU-Net's configuration.
+        plans_name: plans of the targets and domains.
+        budgets: label budgets, as typed.
+        min_cases: labelled cases that a budget given as a share never falls below.
+        arms: the arms, by name.
+        seeds: seeds of the fine-tuning runs: labelled cases and start.
+        test_fraction: share of patients that test.
+        tune: whether validation cases are scored, drawn from the rest, and the test cases left untouched.
+        patient_regex: how a case's name tells the patient, as for `hssl corpus`.
+        nsd_tolerance_mm: tolerance of the normalised surface Dice in mm.
+        pretraining: pretraining values that differ from the preset's, for every arm.
+        finetuning: fine-tuning values that differ from the preset's, for every arm.
+        plan_values: every value of `pretraining` and `finetuning` that arms start from, defaults included: defaults may
+            change between versions.
+        device: device of every job; null = the GPU if there is one.
+        about: versions and hardware.
+        commands: every command that has worked on it, the first one first; an older file may have none.
+    """
+
+    command: str
+    datasets: tuple[str, ...]
+    domains: tuple[str, ...]
+    configuration: str
+    plans_name: str
+    budgets: tuple[str, ...]
+    min_cases: int
+    arms: dict[str, Arm]
+    seeds: tuple[int, ...]
+    test_fraction: float
+    tune: bool = False
+    patient_regex: tuple[str, ...]
+    nsd_tolerance_mm: float
+    pretraining: dict[str, object]
+    finetuning: dict[str, object]
+    plan_values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    device: str | None
+    about: dict[str, object]
+    commands: tuple[str, ...] = ()
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+def plan_from_options(
+    *,
+    command: str,
+    datasets: Sequence[str],
+    domains: Sequence[str],
+    configuration: str,
+    plans_name: str,
+    budgets: list[str],
+    min_cases: int,
+    arms: Sequence[str],
+    seeds: int,
+    test_fraction: float,
+    tune: bool,
+    nsd_tolerance_mm: float,
+    patient_regex: Sequence[str],
+    values_file: Path | None,
+    device: str | None,
+) -> BenchmarkPlan:
+    """The plan of a benchmark from what the user typed, every name and value checked.
+
+    Raises:
+        HSSLError: an unknown dataset, arm or value, or a wrong budget.
+    """
+    budgets = budgets[:-1] if budgets[-1:] == ["cases"] else budgets  # as in `--budgets 5 10 cases`
+    for budget in budgets:
+        budget_cases(budget, 1)
+    values = parse(Values, read_json(values_file), values_file) if values_file else Values()
+    chosen, base = chosen_arms(arms, values.arms), {"pretraining": values.pretraining, "finetuning": values.finetuning}
+    plan_values = resolved(plans_name, base, f"{values_file or 'the preset'}")
+    for name, arm in chosen.items():
+        _resolved_arm(plans_name, base, name, arm)
+    return BenchmarkPlan(
+        command=command,
+        commands=(command,),
+        datasets=tuple(dataset_name(d) for d in datasets),
+        domains=tuple(dataset_name(d) for d in domains),
+        configuration=configuration,
+        plans_name=plans_name,
+        budgets=tuple(dict.fromkeys(budgets)),
+        min_cases=min_cases,
+        arms=chosen,
+        seeds=tuple(range(seeds)),
+        test_fraction=test_fraction,
+        tune=tune,
+        patient_regex=tuple(patient_regex),
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        plan_values=plan_values,
+        **base,
+        device=device,
+        about=machine(device),
+    )
+
+
+def resolved(plans_name: str, values: dict[str, dict[str, Any]], source: str) -> dict[str, dict[str, Any]]:
+    """Whole plans of pretraining and fine-tuning: the preset's of these plans, with other values on top.
+
+    Args:
+        plans_name: name of the targets' plans.
+        values: `pretraining` and `finetuning`, what differs.
+        source: whose values they are.
+
+    Raises:
+        HSSLError: an unknown or wrong value.
+    """
+    preset = preset_of_plans({"plans_name": plans_name})
+    plans = {
+        "pretraining": pretraining_plan(preset, f"`pretraining` of {source}", **values["pretraining"]),
+        "finetuning": finetuning_plan(preset, f"`finetuning` of {source}", **values["finetuning"]),
+    }
+    return {key: to_json(plan) for key, plan in plans.items()}
+
+
+def _resolved_arm(plans_name: str, base: dict[str, dict[str, Any]], name: str, arm: Arm) -> dict[str, dict[str, Any]]:
+    of_arm = {"pretraining": arm.pretraining, "finetuning": arm.finetuning}
+    return resolved(plans_name, merged(base, of_arm), f"arm {name}")
+
+
+def _whole_arm(plan: BenchmarkPlan, name: str) -> dict[str, Any]:
+    """An arm with every value of its plans: it may say a default, or leave it out."""
+    base: dict[str, dict[str, Any]] = {"pretraining": plan.pretraining, "finetuning": plan.finetuning}
+    return {**to_json(plan.arms[name]), **_resolved_arm(plan.plans_name, base, name, plan.arms[name])}
+
+
+def check_same_values(before: BenchmarkPlan, plan: BenchmarkPlan, folder: Path) -> None:
+    """Check that a later run adds to a benchmark and changes nothing that its records stand on.
+
+    Args:
+        before: the benchmark's plan.
+        plan: the later run's.
+        folder: the benchmark's folder.
+
+    Raises:
+        HSSLError: a value, or an arm of the same name, differs.
+    """
+    old, new = to_json(before), to_json(plan)
+    old["plan_values"] = _completed(old["plan_values"], folder / PLAN_FILE)
+    pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
+    for name in before.arms.keys() & plan.arms.keys():
+        pairs[f"arm {name}"] = _whole_arm(before, name), _whole_arm(plan, name)
+    if changed := [line for key, (was, now) in pairs.items() for line in _differences(key, was, now)]:
+        raise HSSLError(
+            f"{folder} holds a benchmark with other values: {'; '.join(changed)}. Its records would not be "
+            "comparable: repeat them as they were, or start another benchmark with `-o`."
+        )
+
+
+def extended(before: BenchmarkPlan, plan: BenchmarkPlan) -> BenchmarkPlan:
+    """A later run's plan, with what earlier runs asked for beside it."""
+    commands = dict.fromkeys((*(before.commands or (before.command,)), *plan.commands))
+    return replace(
+        plan,
+        command=before.command,
+        commands=tuple(commands),
+        datasets=tuple(dict.fromkeys((*before.datasets, *plan.datasets))),
+        budgets=tuple(dict.fromkeys((*before.budgets, *plan.budgets))),
+        seeds=tuple(sorted({*before.seeds, *plan.seeds})),
+        arms={**before.arms, **plan.arms},
+    )
+
+
+def asked_folds(plan: BenchmarkPlan) -> list[tuple[int, str]]:
+    """Seed and budget of every fold that a plan asks for."""
+    return [(seed, budget) for seed in plan.seeds for budget in plan.budgets]
+
+
+def _completed(plan_values: dict[str, dict[str, Any]], source: Path) -> dict[str, dict[str, Any]]:
+    """Whole plans as this version has them: a value that is younger than the benchmark has what it stood for then."""
+    kinds = {"pretraining": PretrainingPlan, "finetuning": FinetuningPlan}
+    return {key: to_json(parse(kinds[key], value, source)) for key, value in plan_values.items()}
+
+
+def _differences(key: str, was: Any, now: Any) -> list[str]:
+    """What differs of a value that may be nested, each value under its path."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        shared = dict.fromkeys((*was, *now))
+        return [line for k in shared for line in _differences(f"{key}.{k}", was.get(k), now.get(k))]
+    return [f"{key} was {was}, is {now}"] if was != now else []

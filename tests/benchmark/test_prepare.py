@@ -1,0 +1,163 @@
+"""What a run fixes before its first job: written once all is checked, and open to datasets that come later."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hssl_nnunet.benchmark import leakage, run
+from hssl_nnunet.benchmark.jobs import JobState, JobTable
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, plan_from_options
+from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit
+from hssl_nnunet.benchmark.workspace import Workspace
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
+
+LARGE, SMALL = "Dataset001_Large", "Dataset002_Small"
+PATIENTS = {LARGE: 20, SMALL: 6}
+
+
+@pytest.fixture(autouse=True)
+def datasets(nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two datasets whose voxels nobody reads."""
+    for name in PATIENTS:
+        for variable in (ENV_RAW, ENV_PREPROCESSED):
+            (nnunet_folders[variable] / name).mkdir()
+        (nnunet_folders[ENV_PREPROCESSED] / name / "dataset.json").write_text("{}")
+
+    def cases(workspace: Workspace, plan: BenchmarkPlan, name: str) -> list[CaseInfo]:
+        return [CaseInfo(case=f"p{i:02}", patient=f"p{i:02}", labels=frozenset("a")) for i in range(PATIENTS[name])]
+
+    monkeypatch.setattr(run, "labelled_cases", cases)
+    monkeypatch.setattr(run, "contents_of", lambda plan, names: {name: {} for name in names})
+    monkeypatch.setattr(run, "_case_files", lambda *_: {})
+
+
+def plan(**changes: Any) -> BenchmarkPlan:
+    values = {
+        "command": "hssl benchmark run",
+        "datasets": [LARGE],
+        "domains": [LARGE, SMALL],
+        "configuration": "3d_fullres",
+        "plans_name": "nnUNetPlans",
+        "budgets": ["12"],
+        "min_cases": 1,
+        "arms": ["scratch", "hssl"],
+        "seeds": 1,
+        "test_fraction": 0.3,
+        "tune": False,
+        "nsd_tolerance_mm": 1.0,
+        "patient_regex": [],
+        "values_file": None,
+        "device": "cpu",
+    }
+    return plan_from_options(**{**values, **changes})
+
+
+def nnunet_folds(workspace: Workspace, name: str) -> list[dict[str, list[str]]]:
+    return json.loads((workspace.preprocessed / name / "splits_final.json").read_text())
+
+
+def test_a_budget_that_is_refused_leaves_the_folder_open_to_others(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    with pytest.raises(HSSLError, match="Budget 200: 200 labelled cases asked for, 14"):
+        run.prepare(workspace, plan(budgets=["200"], test_fraction=0.3))
+    run.prepare(workspace, plan(budgets=["5%"], test_fraction=0.5))
+    (fold,) = nnunet_folds(workspace, LARGE)
+    assert (len(fold["train"]), len(fold["val"])) == (1, 10)  # and the share that tests is the second command's
+
+
+def test_a_dataset_that_joins_later_has_folds_of_its_own_and_none_that_ask_too_much(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    run.prepare(workspace, plan(seeds=2))
+    run.prepare(workspace, plan(datasets=[SMALL], budgets=["2"]))
+    folds = json.loads((workspace.folder / "folds.json").read_text())
+    assert folds == [[0, "12"], [1, "12"], [0, "2"]]
+    assert [len(fold["train"]) for fold in nnunet_folds(workspace, SMALL)] == [0, 0, 2]
+    assert [len(fold["train"]) for fold in nnunet_folds(workspace, LARGE)] == [12, 12]
+    with pytest.raises(HSSLError, match="Budget 12"):
+        run.prepare(workspace, plan(datasets=[SMALL]))
+
+
+def test_weights_that_have_seen_a_dataset_that_joins_later_are_refused_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = SimpleNamespace(dataset_name=SMALL, case="p00", patient="p00", content_hash="")
+    monkeypatch.setattr(leakage, "read_metadata", lambda path: SimpleNamespace(images=[seen]))
+    whole = replace(plan(), datasets=(LARGE, SMALL))
+    tests = {LARGE: "p01", SMALL: "p00"}
+    splits = {name: DatasetSplit(test=(case,), patients={case: case}, order={}) for name, case in tests.items()}
+    weights = {("hssl", name): tmp_path / "hssl.safetensors" for name in PATIENTS}
+    assert leakage.audit(whole, weights, splits, {}) == {"hssl": [f"{SMALL}:p00"]}
+
+
+def test_weights_of_a_pretraining_that_has_ended_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, asked = Workspace(tmp_path / "bench"), []
+    monkeypatch.setattr(run, "audit", lambda plan, weights, *_: asked.append(weights) or {})
+    run.prepare(workspace, plan())
+    told = workspace.folder / "jobs" / "pretrain" / "hssl" / "pretraining.json"
+    told.parent.mkdir(parents=True)
+    told.write_text(json.dumps({"weights": "w.safetensors"}))
+    run.prepare(workspace, plan())  # they are gone
+    (workspace.folder / "w.safetensors").touch()
+    run.prepare(workspace, plan())
+    assert asked == [{}, {}, {("hssl", LARGE): workspace.folder / "w.safetensors"}]
+
+
+def test_data_that_has_moved_are_linked_anew(tmp_path: Path) -> None:
+    workspace, source = Workspace(tmp_path / "bench"), tmp_path / "there" / LARGE
+    source.mkdir(parents=True)
+    (source / "dataset.json").write_text("1")
+    workspace.link(source)
+    shutil.move(tmp_path / "there", tmp_path / "elsewhere")
+    linked = workspace.link(tmp_path / "elsewhere" / LARGE)
+    assert (linked / "dataset.json").read_text() == "1"
+
+
+def test_runners_link_the_same_data_at_the_same_time(tmp_path: Path) -> None:
+    source = tmp_path / LARGE
+    source.mkdir()
+    for index in range(300):
+        (source / f"{index}.json").touch()
+    workspace = Workspace(tmp_path / "bench")
+    with ThreadPoolExecutor(8) as pool:
+        linked = set(pool.map(workspace.link, [source] * 8))
+    assert len(list(linked.pop().iterdir())) == 300
+
+
+def test_a_run_whose_record_was_removed_is_repeated(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    jobs, _ = run.prepare(workspace, plan(arms=["scratch"], seeds=2))
+    table = JobTable(workspace.folder)
+    for job in jobs:
+        table.write(job.name, JobState(state="done"))
+    kept = run.Run.from_name(jobs[0].name).record(workspace.folder)
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    run.forget_lost(table, workspace, jobs)
+    assert [table.state(job.name).state for job in jobs] == ["done", "pending"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "Values"),
+        ("null", "Values"),
+        ('{"pretraining": null}', "pretraining"),
+        ('{"finetuning": 3}', "finetuning"),
+        ('{"pretraining": {"preset": "cpu"}}', "preset"),
+        ('{"arms": [], "weights": {}}', "weights"),
+    ],
+)
+def test_a_wrong_file_of_values_is_told_of(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "values.json"
+    path.write_text(content)
+    with pytest.raises(HSSLError, match=f"(?s){path}.*{told}"):
+        plan(values_file=path)
