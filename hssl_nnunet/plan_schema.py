@@ -17,10 +17,10 @@ from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import plans_dir
 from hssl_nnunet.typed_json import STRICT, merged, parse
 
-FORMAT_VERSION = 1
 DEFAULT_PLANS = "nnUNetPlans"
 SEEDED_SUFFIX = "_HSSL"
 T = TypeVar("T")
+Precision = Literal["auto", "fp32", "bf16"]
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -38,7 +38,8 @@ class LossPlan:
         task: weight of the term on the domain's identity.
         group: weight of the term on the groups, averaged over the levels of the hierarchy.
         reconstruction: weight of the decoder's mean squared error.
-        voxel: weight of the contrast between places that both views of an image show, on the decoder's features.
+        voxel: weight of the contrast between places that both views of an image show, on the decoder's features. In the
+            first view a place may be hidden, and is then told by what surrounds it.
         voxel_points: places of each image.
         voxel_tau: temperature of that contrast.
         tau: temperature of every other contrastive term.
@@ -48,7 +49,7 @@ class LossPlan:
         task_loss: form of the task term.
         group_loss: form of the group term.
         reconstruction_target: voxels that count: the `masked` ones, or all (`full`).
-        mask_ratio: share of blocks that are hidden from the encoder in the first view.
+        mask_ratio: share of blocks that are hidden from the encoder in the first view; none without `reconstruction`.
         mask_block_voxel: edge of a block in voxels along the finest axis; coarser axes get fewer, so that a block is
             near a cube in mm.
     """
@@ -71,6 +72,27 @@ class LossPlan:
     mask_block_voxel: Count
 
     __pydantic_config__ = STRICT
+
+    @property
+    def embeds(self) -> bool:
+        """Whether any term works on the embedding `h` of a whole image."""
+        return self.image > 0 or self.task > 0 or self.group > 0
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether any term works on its projection `z`."""
+        task, group = self.task_loss == "contrast" and self.task > 0, self.group_loss == "contrast" and self.group > 0
+        return self.image > 0 or task or group
+
+    @property
+    def views(self) -> int:
+        """Views of an image; reconstruction alone needs one."""
+        return 2 if self.embeds or self.voxel > 0 else 1
+
+    @property
+    def decoded_views(self) -> int:
+        """Views that are decoded, the first ones."""
+        return 2 if self.voxel > 0 else int(self.reconstruction > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +136,8 @@ class PretrainingPlan:
         weight_decay: weight decay of the optimiser.
         warmup_epochs: epochs of linear warm-up before the polynomial decay.
         gradient_clip: largest norm of the gradient.
-        embedding_width: width of `h`, the pooled features.
-        projection_width: width of `z`, on which NT-Xent works.
+        embedding_width: width of `h`, the pooled features, and of what a place is described by.
+        projection_width: width of the projections that contrasts compare.
         checkpointing: activations kept for the backward pass: all (`none`), or those of one `chunk` or one `image` at a
             time, the rest computed again. The gradient is the same; more images then cost memory for inputs and outputs
             alone.
@@ -145,7 +167,7 @@ class PretrainingPlan:
     projection_width: Count
     checkpointing: Literal["none", "chunk", "image"] = "none"  # younger than format 1: older files lack it
     probe_every: Count
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Precision
     num_workers: Index
     cache_gib: NonNegative = 0.0  # younger than format 1
     seed: Index
@@ -198,7 +220,7 @@ class FinetuningPlan:
     weight_decay: NonNegative
     head_init: Literal["fitted", "stock"]
     transfer: Literal["all", "encoder", "equal"]
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Precision
     seed: Index | None
 
     __pydantic_config__ = STRICT
@@ -354,7 +376,18 @@ def corpus_block(plans: dict[str, Any], source: str | Path) -> CorpusBlock:
     if len(set(levels.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in levels.items())
         raise HSSLError(f"Every domain of {source} needs as many `groups`, finest first; got {counts}. Edit the file.")
+    _check_loss(block.pretraining.loss, source)
     return block
+
+
+def _check_loss(loss: LossPlan, source: str | Path) -> None:
+    if not (loss.embeds or loss.decoded_views):
+        raise HSSLError(f"Every term of `hssl.pretraining.loss` in {source} has weight 0: nothing would be learned.")
+    if loss.reconstruction > 0 and loss.reconstruction_target == "masked" and loss.mask_ratio == 0:
+        raise HSSLError(
+            f"`hssl.pretraining.loss` in {source} reconstructs what is masked, and with `mask_ratio` 0 nothing is. "
+            'Set that above 0, or `reconstruction_target` to "full".'
+        )
 
 
 def target_block(plans: dict[str, Any], source: str | Path) -> TargetBlock:

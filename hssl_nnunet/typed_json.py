@@ -55,3 +55,11 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def to_json(plan: Any) -> dict[str, Any]:
     """A plan as the JSON that `parse` reads back."""
     return TypeAdapter(type(plan)).dump_python(plan, mode="json")  # type: ignore[no-any-return]
+
+
+def differences(key: str, was: Any, now: Any) -> list[str]:
+    """What differs between two versions of parsed JSON, each value under its path: `key.loss.tau was 0.1, is 0.2`."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        shared = dict.fromkeys((*was, *now))
+        return [line for k in shared for line in differences(f"{key}.{k}", was.get(k), now.get(k))]
+    return [f"{key} was {was}, is {now}"] if was != now else []

@@ -15,7 +15,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.plan_schema import FinetuningPlan, PretrainingPlan, finetuning_plan, preset_of_plans, pretraining_plan
-from hssl_nnunet.typed_json import merged, parse, to_json
+from hssl_nnunet.typed_json import differences, merged, parse, to_json
 from hssl_nnunet.versions import machine
 
 PLAN_FILE, LEAKAGE_FILE, CASES_FILE = "benchmark.json", "leakage.json", "cases.json"
@@ -201,7 +201,7 @@ def check_same_values(before: BenchmarkPlan, plan: BenchmarkPlan, folder: Path) 
     pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
     for name in before.arms.keys() & plan.arms.keys():
         pairs[f"arm {name}"] = _whole_arm(before, name), _whole_arm(plan, name)
-    if changed := [line for key, (was, now) in pairs.items() for line in _differences(key, was, now)]:
+    if changed := [line for key, (was, now) in pairs.items() for line in differences(key, was, now)]:
         raise HSSLError(
             f"{folder} holds a benchmark with other values: {'; '.join(changed)}. Its records would not be "
             "comparable: repeat them as they were, or start another benchmark with `-o`."
@@ -231,11 +231,3 @@ def _completed(plan_values: dict[str, dict[str, Any]], source: Path) -> dict[str
     """Whole plans as this version has them: a value that is younger than the benchmark has what it stood for then."""
     kinds = {"pretraining": PretrainingPlan, "finetuning": FinetuningPlan}
     return {key: to_json(parse(kinds[key], value, source)) for key, value in plan_values.items()}
-
-
-def _differences(key: str, was: Any, now: Any) -> list[str]:
-    """What differs of a value that may be nested, each value under its path."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        shared = dict.fromkeys((*was, *now))
-        return [line for k in shared for line in _differences(f"{key}.{k}", was.get(k), now.get(k))]
-    return [f"{key} was {was}, is {now}"] if was != now else []

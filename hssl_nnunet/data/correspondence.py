@@ -13,10 +13,10 @@ DRAWN_PER_POINT = 8  # views share an eighth of a crop's volume at the least ove
 
 
 def corresponding_points(views: Views, count: int, generator: torch.Generator) -> Points:
-    """Draw points of view 0 that lie in view 1 too, inside the image in both.
+    """Draw points of view 0 that lie in view 1 too, inside the image in both; hidden blocks are not looked at.
 
     A point is drawn uniformly in view 0 and carried by the views' affine maps into view 1; of more candidates than
-    needed the first that both show are taken.
+    needed the first that both show are taken. Of points in one voxel the first counts: it must not be told from itself.
 
     Args:
         views: the two views, as `make_views` drew them.
@@ -34,7 +34,9 @@ def corresponding_points(views: Views, count: int, generator: torch.Generator) -
     voxels, inside = (sent(t, views.valid.device) for t in (voxels, (voxels == drawn).all(-1)))
     shown = (inside & _at(views.valid[:, :, 0], voxels)).all(0)  # (B, candidates)
     chosen = (~shown).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-    return Points(voxels.gather(2, chosen[None, :, :, None].expand(2, -1, -1, len(size))), shown.gather(1, chosen))
+    voxels = voxels.gather(2, chosen[None, :, :, None].expand(2, -1, -1, len(size)))
+    same = (voxels[:, :, :, None] == voxels[:, :, None]).all(-1).any(0)  # (B, K, K), in either view
+    return Points(voxels, shown.gather(1, chosen) & ~same.tril(-1).any(-1))
 
 
 def _at(valid: Tensor, voxels: Tensor) -> Tensor:

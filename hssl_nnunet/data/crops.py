@@ -110,7 +110,7 @@ class RawChunk:
 
     Attributes:
         domain: index into the corpus' domains.
-        rows: index of each image's row.
+        rows: index of each image's row in the corpus' manifest.
         seed: seed of the views.
         source: (B, 1, X', Y'[, Z']) float32, normalised by the plan; beyond the image its edge is repeated.
         bounds: (B, D, 2) int64, first and last voxel of each axis that the image itself fills; on the CPU.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from hssl_nnunet.corpus.manifest import ImageRow
@@ -25,7 +26,8 @@ class ChunkLoader:
 
     Args:
         sampler: draws the chunks of a step.
-        rows: the images of which `sampler` was given the domains, in the same order.
+        rows: the corpus' images.
+        chosen: indices of the rows whose domains `sampler` was given, in the same order.
         geometries: of each domain.
         view_plan: how views are drawn later.
         root: the folder `nnUNet_preprocessed`.
@@ -44,6 +46,7 @@ class ChunkLoader:
         self,
         sampler: DomainSampler,
         rows: Sequence[ImageRow],
+        chosen: Sequence[int],
         geometries: Sequence[DomainGeometry],
         view_plan: ViewPlan,
         root: Path,
@@ -55,7 +58,8 @@ class ChunkLoader:
         pin_memory: bool = False,
         first_step: int = 0,
     ) -> None:
-        self.sampler, self.rows, self.geometries, self.view_plan, self.root = sampler, rows, geometries, view_plan, root
+        self.sampler, self.rows, self.chosen = sampler, rows, chosen
+        self.geometries, self.view_plan, self.root = geometries, view_plan, root
         self.rank, self.world_size = rank, world_size
         self.step = first_step
         self._open, self._pin = cache.open if cache else open_volume, pin_memory
@@ -93,7 +97,8 @@ class ChunkLoader:
             self._pool.shutdown(cancel_futures=True)
 
     def _plans(self, step: int) -> list[ChunkPlan]:
-        return rank_part(self.sampler.step(step), self.rank, self.world_size)
+        plans = rank_part(self.sampler.step(step), self.rank, self.world_size)
+        return [replace(plan, rows=tuple(self.chosen[row] for row in plan.rows)) for plan in plans]
 
     def _read(self, plan: ChunkPlan) -> RawChunk:
         geometry = self.geometries[plan.domain]

@@ -1,1 +1,1 @@
-"""The five terms of the hierarchical loss, one file each."""
+"""The five terms of the hierarchical loss, of images, places and labels."""

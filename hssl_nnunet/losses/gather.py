@@ -23,7 +23,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     Returns:
         (W * N, ...), differentiable with respect to `x`.
     """
-    if not dist.is_initialized():
+    if not (dist.is_available() and dist.is_initialized()):
         return x
     gathered: Tensor = _Gather.apply(x)
     return gathered

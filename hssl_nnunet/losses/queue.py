@@ -37,7 +37,7 @@ class NegativeQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, z: Tensor, image: Tensor, task: Tensor) -> None:
-        """Take the embeddings of a step, of every process; each domain's oldest make room.
+        """Take the embeddings of a step, of every process, that are finite; each domain's oldest make room.
 
         Args:
             z: `(V, N, P)` l2-normalised embeddings.
@@ -47,6 +47,8 @@ class NegativeQueue(nn.Module):
         views, (domains, length) = len(z), self.image.shape
         new = gather_with_gradient(z.float().transpose(0, 1)).flatten(0, 1)  # (N * V, P) of all processes
         image, task = (gather_with_gradient(x).repeat_interleave(views) for x in (image, task))
+        finite = new.isfinite().all(1)  # a step that is skipped must not spoil those after it
+        new, image = new.where(finite[:, None], 0), image.where(finite, EMPTY)
         old, old_image, old_task = self.entries()
         all_tasks = torch.cat([task, old_task])
         # place in the queue of its domain, the new ones first; shapes are fixed, so that nothing waits for a GPU

@@ -18,7 +18,7 @@ from hssl_nnunet.networks.heads import Embedding, Projector, VoxelEmbedding
 from hssl_nnunet.networks.projection import plan_projection, project
 from hssl_nnunet.networks.shared_weights import SharedWeights
 from hssl_nnunet.networks.topology import Topology
-from hssl_nnunet.plan_schema import CorpusBlock, LossPlan
+from hssl_nnunet.plan_schema import CorpusBlock
 
 GRAPHS_PER_DOMAIN = 4  # with and without gradient, and room for another batch size
 
@@ -109,7 +109,7 @@ class DomainNetwork:
     def run(
         self, parameters: dict[str, Tensor], views: Tensor, num_images: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Encode every view, decode the first of them, reconstruct view 0.
+        """Encode every view, decode the first `decoded_views` of them, reconstruct view 0.
 
         Args:
             parameters: parameter name -> tensor, from `project`.
@@ -152,17 +152,17 @@ class HSSLNetwork(nn.Module):
         topologies = [Topology.from_architecture(d.architecture, d.dataset_name) for d in corpus.domains]
         self.shared = SharedWeights(topologies)
         self.checkpointing = plan.checkpointing
-        shapes, decoded_views = self.shared.shapes(), 2 if loss.voxel > 0 else int(loss.reconstruction > 0)
+        shapes, decoded_views = self.shared.shapes(), loss.decoded_views
         if compiled:
             _allow_graphs(GRAPHS_PER_DOMAIN * len(topologies))
         self.domains = [DomainNetwork(t, shapes, decoded_views=decoded_views, compiled=compiled) for t in topologies]
         features = max((t.features for t in topologies), key=len)
         width = plan.embedding_width
-        self.embedding = Embedding(features, width, loss.pooling) if embeds(loss) else None
+        self.embedding = Embedding(features, width, loss.pooling) if loss.embeds else None
         self._embed = None if self.embedding is None else self.embedding.forward
         if compiled and self._embed is not None:
             self._embed = torch.compile(self._embed, dynamic=False)
-        self.projector = Projector(width, plan.projection_width) if contrasts(loss) else None
+        self.projector = Projector(width, plan.projection_width) if loss.contrasts else None
         queued = loss.queue_per_domain if loss.image > 0 else 0
         self.queue = NegativeQueue(len(topologies), queued, plan.projection_width) if queued else None
         self.reconstructs = loss.reconstruction > 0
@@ -235,6 +235,11 @@ class HSSLNetwork(nn.Module):
             groups = tuple(head(h) for head in self.group_heads)
         return Outputs(z, task, groups, tuple(reconstructions), tuple(voxels))
 
+    def trained(self) -> dict[str, Tensor]:
+        """Role -> shared tensor of what the loss trains: no decoder where none of its terms decodes."""
+        run = {entry.role for domain in self.domains for entry in domain.entries}
+        return {role: tensor for role, tensor in self.shared.tensors().items() if role in run}
+
     @torch.no_grad()
     def embed(self, domain: int, images: Tensor, valid: Tensor) -> Tensor:
         """`h` of whole, unmasked crops of one domain, for probes; needs a loss with a term on the embedding.
@@ -259,22 +264,6 @@ def _allow_graphs(count: int) -> None:
     """
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, count)
-
-
-def embeds(loss: LossPlan) -> bool:
-    """Whether any term works on the embedding `h`."""
-    return loss.image > 0 or loss.task > 0 or loss.group > 0
-
-
-def needs_two_views(loss: LossPlan) -> bool:
-    """Whether any term compares two views; reconstruction alone needs one."""
-    return embeds(loss) or loss.voxel > 0
-
-
-def contrasts(loss: LossPlan) -> bool:
-    """Whether any term works on the projection `z`."""
-    task, group = loss.task > 0 and loss.task_loss == "contrast", loss.group > 0 and loss.group_loss == "contrast"
-    return loss.image > 0 or task or group
 
 
 def _classifies(weight: float, form: str) -> bool:

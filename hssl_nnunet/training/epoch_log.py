@@ -38,7 +38,8 @@ def report(logger: Any) -> list[str]:
     """A line for each term and probe of the last epoch, and its seconds."""
     log = _values(logger)
     ours = sorted(key for key in log if key.startswith(("train_", "val_")) or key in PROBES)
-    lines = [f"{key} {log[key][-1]:.4f}" for key in ours if log[key] and not np.isnan(log[key][-1])]
+    # no probe was due where a probe is nan; a loss that is nan must be seen
+    lines = [f"{key} {log[key][-1]:.4f}" for key in ours if log[key] and not (key in PROBES and np.isnan(log[key][-1]))]
     seconds = log["epoch_end_timestamps"][-1] - log["epoch_start_timestamps"][-1]
     return [*lines, f"Epoch time: {seconds:.2f} s"]
 

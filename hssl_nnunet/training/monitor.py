@@ -78,13 +78,17 @@ class Monitor:
             return no_probe()  # a broken network must not end the run in its last epoch
         self._draw_embeddings(score)
         values = {"effective_rank": probes.effective_rank(score.embeddings)}
-        for name, label in (("domain", _domain), ("group", _group)):
+        for name, label in (("domain", _domain), ("group", self._group)):
             labels = [label(r) for r in fit.rows], [label(r) for r in score.rows]
             values[f"{name}_accuracy"] = probes.linear_probe_accuracy(
                 fit.embeddings, labels[0], score.embeddings, labels[1]
             )
             values[f"{name}_floor"] = probes.linear_probe_accuracy(fit.floor, labels[0], score.floor, labels[1])
         return values | self.found_again(model, fit.rows)
+
+    def _group(self, row: ImageRow) -> str:
+        """The finest group of an image's domain, as the plans have it: they may be edited after the manifest."""
+        return self.corpus.domains[row.domain].groups[0]
 
     def found_again(self, model: HSSLNetwork, rows: list[ImageRow]) -> dict[str, float]:
         """How many images another view of theirs finds again among those of their domain.
@@ -137,7 +141,7 @@ class Monitor:
 
     def _draw_embeddings(self, score: Probed) -> None:
         names = [row.dataset_name for row in score.rows]
-        groups = [_group(row) for row in score.rows]
+        groups = [self._group(row) for row in score.rows]
         pictures.plot_embeddings(self.output_folder / "embeddings.png", probes.pca_2d(score.embeddings), names, groups)
 
     @torch.no_grad()
@@ -165,10 +169,6 @@ def no_probe() -> dict[str, float]:
 
 def _domain(row: ImageRow) -> str:
     return row.dataset_name
-
-
-def _group(row: ImageRow) -> str:
-    return row.groups[0]
 
 
 def _field_of_view_mm(row: ImageRow) -> list[float]:

@@ -35,6 +35,14 @@ def build_optimizer(
     return optimizer
 
 
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Resume an optimiser's state; its own hyper-parameters stay: they are the plan's, which may have been edited."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+
+
 def _lay_as_parameters(optimizer: Optimizer) -> None:
     """Put a resumed state into the parameters' memory format, which may be another than when it was saved.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-PrecisionPlan = Literal["auto", "fp32", "bf16"]
+from hssl_nnunet.plan_schema import Precision
 
 
 def bf16_is_fast(device: torch.device) -> bool:
@@ -33,7 +33,7 @@ def _has_bf16_of_amd() -> bool:
     return bool(told.get("avx512_bf16")) and "AMD" in told.get("cpu_name", "")
 
 
-def compute_dtype(plan: PrecisionPlan, device: torch.device) -> torch.dtype:
+def compute_dtype(plan: Precision, device: torch.device) -> torch.dtype:
     """Type in which convolutions and products run: bf16 where it is fast, nnU-Net's fp16 on older GPUs, else fp32."""
     if plan == "bf16" or (plan == "auto" and bf16_is_fast(device)):
         return torch.bfloat16
@@ -41,7 +41,7 @@ def compute_dtype(plan: PrecisionPlan, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def autocast(plan: PrecisionPlan, device: torch.device) -> Iterator[None]:
+def autocast(plan: Precision, device: torch.device) -> Iterator[None]:
     """Context in which convolutions and products run in `compute_dtype`, under nnU-Net's own autocast too.
 
     nnU-Net's names no type, hence takes the default of its device, which is ours inside of this context only.
@@ -56,7 +56,7 @@ def autocast(plan: PrecisionPlan, device: torch.device) -> Iterator[None]:
         torch.set_autocast_dtype(device.type, before)
 
 
-def grad_scaler(plan: PrecisionPlan, device: torch.device) -> torch.amp.GradScaler | None:
+def grad_scaler(plan: Precision, device: torch.device) -> torch.amp.GradScaler | None:
     """A loss scaler for fp16; bf16 has the range of fp32 and needs none."""
     return torch.amp.GradScaler("cuda") if compute_dtype(plan, device) == torch.float16 else None
 
@@ -83,7 +83,7 @@ def formatted(tensor: Tensor, device: torch.device, *, compiled: bool = False) -
     return tensor.to(device, non_blocking=True).contiguous(memory_format=layout)
 
 
-def describe(device: torch.device, plan: PrecisionPlan = "auto", *, compiled: bool = False) -> str:
+def describe(device: torch.device, plan: Precision = "auto", *, compiled: bool = False) -> str:
     """One line for `hssl doctor` and the training log, for example `cpu: float32, channels last`."""
     layout = "contiguous" if memory_format(device, 3, compiled=compiled) == torch.contiguous_format else "channels last"
     return f"{device.type}: {str(compute_dtype(plan, device)).removeprefix('torch.')}, {layout}"

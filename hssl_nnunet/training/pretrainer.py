@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from time import time
 from typing import Any
@@ -29,9 +30,10 @@ from hssl_nnunet.training.distributed import rank_and_world
 from hssl_nnunet.training.epoch_log import curves, log_values, mean_terms, report
 from hssl_nnunet.training.memory import keep_freed_memory
 from hssl_nnunet.training.monitor import Monitor, no_probe
-from hssl_nnunet.training.optimizer import Stepper, build_optimizer
+from hssl_nnunet.training.optimizer import Stepper, build_optimizer, load_optimizer
 from hssl_nnunet.training.pictures import plot_curves
 from hssl_nnunet.training.provenance import weights_metadata
+from hssl_nnunet.training.resume import changed_values
 from hssl_nnunet.training.schedule import EpochSchedule, warmup_poly
 from hssl_nnunet.training.steps import ChunkPreparer
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
@@ -132,6 +134,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         held_out = held_out_rows(self.rows, self.plan.held_out_fraction, self.plan.seed)
         training = [row for row in range(len(self.rows)) if row not in held_out]
         self.print_to_log_file(f"{len(training)} images to train on, {len(held_out)} held out")
+        if not held_out:
+            self.print_to_log_file("WARNING: nobody is held out: val_ values and probes are of training images")
         first = self.current_epoch
         return (
             self._loader(training, self.plan.seed, first * self.num_iterations_per_epoch),
@@ -139,9 +143,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         )
 
     def _loader(self, rows: list[int], seed: int, first_step: int) -> ChunkLoader:
-        plan, chosen = self.plan, [self.rows[row] for row in rows]
+        plan = self.plan
         sampler = DomainSampler(
-            [row.domain for row in chosen],
+            [self.rows[row].domain for row in rows],
             alpha=plan.alpha,
             chunks_per_step=plan.chunks_per_step,
             images_per_chunk=plan.images_per_chunk,
@@ -150,7 +154,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         rank, world = rank_and_world()
         return ChunkLoader(
             sampler,
-            chosen,
+            self.rows,
+            rows,
             self.geometries,
             plan.views,
             self.root.parent,
@@ -235,8 +240,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             for line in report(self.logger):
                 self.print_to_log_file(line)
             plot_curves(Path(self.output_folder) / "progress.png", curves(self.logger))
-        if self._best_ema is None or self.logger.get_value("val_losses", -1) < self._best_ema:
-            self._best_ema = self.logger.get_value("val_losses", -1)
+        held_out_loss = self.logger.get_value("val_losses", -1)
+        if math.isfinite(held_out_loss) and (self._best_ema is None or held_out_loss < self._best_ema):
+            self._best_ema = held_out_loss
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
         if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch + 1 < self.num_epochs:
             self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
@@ -274,17 +280,19 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         if not self.was_initialized:
             self.initialize()
         checkpoint = load_checkpoint(filename_or_checkpoint)
+        if changed := changed_values(checkpoint, filename_or_checkpoint, self.plan, self.model.state_dict()):
+            self.print_to_log_file(f"WARNING: goes on with other values: {'; '.join(changed)}")
         self.model.load_state_dict(checkpoint["network_weights"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        load_optimizer(self.optimizer, checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.logger.load_checkpoint(checkpoint["logging"])
         self.current_epoch, self._best_ema = checkpoint["current_epoch"], checkpoint["_best_ema"]
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights file: shared weights, heads, and where they come from."""
+        """Write the weights file: shared weights that were trained, heads, and where they come from."""
         heads = {n: p for n, p in self.model.state_dict().items() if not n.startswith(("shared.", "queue."))}
         logged = curves(self.logger)
         learned = weights_metadata(self.corpus, self.model.shared, self.rows, logged, self.current_epoch)
-        save_weights(path, self.model.shared.tensors(), heads, learned)
+        save_weights(path, self.model.trained(), heads, learned)
         self.print_to_log_file(f"Wrote {path}")

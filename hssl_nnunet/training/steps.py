@@ -14,7 +14,7 @@ from hssl_nnunet.data.masking import block_mask
 from hssl_nnunet.data.views import Views, make_views
 from hssl_nnunet.losses.hierarchical import Labels
 from hssl_nnunet.losses.voxel import Points
-from hssl_nnunet.networks.hssl_network import Chunk, needs_two_views
+from hssl_nnunet.networks.hssl_network import Chunk
 from hssl_nnunet.plan_schema import DomainPlan, PretrainingPlan
 from hssl_nnunet.training.precision import memory_format
 
@@ -45,8 +45,7 @@ class ChunkPreparer:
     def chunk(self, raw: RawChunk) -> Chunk:
         """Draw views and hide blocks of the first one; all randomness comes from `raw.seed`."""
         plan, geometry = self.plan, self.geometries[raw.domain]
-        # reconstruction alone needs no second view
-        views = make_views(raw.to(self.device), geometry, plan.views, num_views=2 if needs_two_views(plan.loss) else 1)
+        views = make_views(raw.to(self.device), geometry, plan.views, num_views=plan.loss.views)
         hidden = self._hidden(views.valid[0], geometry, raw.seed)
         seen = views.augmented.clone()
         seen[0] = seen[0].masked_fill(hidden, 0.0)

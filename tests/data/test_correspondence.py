@@ -40,7 +40,7 @@ def test_both_views_show_the_place(geometry, lively):
     for axis in range(len(geometry.crop_size)):
         views = position_views(geometry, lively, axis)
         points = draw(views)
-        assert points.kept.all() and points.voxels.shape == (2, 3, 40, len(geometry.crop_size))
+        assert points.kept.float().mean() > 0.9 and points.voxels.shape == (2, 3, 40, len(geometry.crop_size))
         shown = [at(views.clean[v], points.voxels[v]) for v in range(2)]
         # a voxel is half an edge at most from the point along each axis; scale and rotation stretch that in the box
         assert (shown[0] - shown[1]).abs().max() < 2.5 < shown[0].std() + 2
@@ -71,6 +71,16 @@ def test_views_that_share_nothing_have_no_place(still):
     views = position_views(GEOMETRIES[0], still, 0)
     apart = views.offset + torch.tensor([[0.0, 0, 0], [100.0, 0, 0]])
     assert not draw(dataclasses.replace(views, offset=apart)).kept.any()
+
+
+def test_no_voxel_counts_twice(still):
+    """A place is never its own negative, in either view; of a small image every voxel still counts once."""
+    views = position_views(DomainGeometry((4, 4), (1.0, 1.0)), still, 0)
+    points = draw(views, count=200)
+    for image in range(3):
+        for view in range(2):
+            there = points.voxels[view, image][points.kept[image]]
+            assert len(there) == len(there.unique(dim=0)) == 16
 
 
 def test_the_seed_decides(lively):

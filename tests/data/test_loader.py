@@ -31,7 +31,7 @@ def loader(rows, lively, tmp_path):
 
     def make(**kwargs) -> ChunkLoader:
         sampler = DomainSampler([r.domain for r in rows], alpha=0.5, chunks_per_step=4, images_per_chunk=2, seed=0)
-        loaders.append(ChunkLoader(sampler, rows, GEOMETRIES, lively, tmp_path, **kwargs))
+        loaders.append(ChunkLoader(sampler, rows, range(len(rows)), GEOMETRIES, lively, tmp_path, **kwargs))
         return loaders[-1]
 
     yield make

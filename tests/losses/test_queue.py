@@ -62,6 +62,19 @@ def test_nt_xent_with_a_queue_is_the_loop_over_its_equation(negatives):
     assert loss > nt_xent(z, IMAGE, TASK, TAU, negatives)
 
 
+def test_a_broken_step_leaves_nothing_in_the_queue():
+    """Nor does it cost what it would have pushed out for ever: the gradient of later steps is finite."""
+    queue, _ = filled(length=7, steps=2)
+    broken = embeddings()
+    broken[0, 3] = float("nan")
+    queue.push(broken, IMAGE, TASK)
+    assert queue.z.isfinite().all()
+    assert (queue.image[2] == EMPTY).sum() == 2  # one row of image 30, and the place that was empty before
+    z = embeddings().requires_grad_()
+    nt_xent(z, IMAGE, TASK, TAU, "all", queue).backward()
+    assert z.grad.isfinite().all()
+
+
 def test_an_empty_queue_changes_nothing():
     z = embeddings()
     queue = NegativeQueue(DOMAINS, 8, WIDTH)

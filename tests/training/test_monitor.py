@@ -44,6 +44,16 @@ def test_a_probe_scores_held_out_images_beside_its_floor(trainer: HSSLPretrainer
     assert points.shape == (3, 2) and names == list(tiny_corpus.NAMES) and groups == ["brain", "heart", "chest"]
 
 
+def test_groups_are_those_of_the_plans_which_may_be_edited_after_the_manifest(
+    trainer: HSSLPretrainer, drawn: dict[str, Any]
+) -> None:
+    domains = [replace(domain, groups=("x", "MR")) for domain in trainer.corpus.domains]
+    trainer.monitor.corpus = replace(trainer.corpus, domains=tuple(domains))
+    values = trainer.monitor.probe(trainer.model, trainer.rows, trainer.rows)
+    assert drawn["embeddings.png"][2] == ["x"] * len(trainer.rows)
+    assert math.isnan(values["group_accuracy"]) or values["group_accuracy"] == 1  # one group alone
+
+
 def test_a_probe_is_repeatable_and_leaves_the_weights(trainer: HSSLPretrainer, drawn: dict[str, Any]) -> None:
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     torch.manual_seed(1)

@@ -197,10 +197,67 @@ def test_negatives_of_earlier_steps_are_those_of_training(corpus: Path, tmp_path
 
 def test_validation_sees_held_out_patients_only(corpus: Path) -> None:
     trainer = started(corpus)
-    training = {row.patient for row in trainer.dataloader_train.rows}
-    held_out = {row.patient for row in trainer.dataloader_val.rows}
+    loaders = trainer.dataloader_train, trainer.dataloader_val
+    training, held_out = ({trainer.rows[i].patient for i in loader.chosen} for loader in loaders)
     assert training.isdisjoint(held_out) and len(training) + len(held_out) == 3 * tiny_corpus.IMAGES
-    assert {row.domain for row in trainer.dataloader_val.rows} == {0, 1, 2}
+    assert {trainer.rows[i].domain for i in loaders[1].chosen} == {0, 1, 2}
+    # a chunk names the manifest's rows: an image held out is never mistaken for one in the queue
+    for loader in loaders:
+        drawn = {(raw.domain, row) for step in range(9) for raw in loader.read(step) for row in raw.rows}
+        assert {row for _, row in drawn} <= set(loader.chosen)
+        assert all(trainer.rows[row].domain == domain for domain, row in drawn)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ({}, {"loss": {"voxel": 0.0}}, "loss.voxel was 0.5, is 0.0"),
+        ({}, {"embedding_width": 4}, "embedding_width was 8, is 4"),
+        ({}, {"optimizer": "sgd"}, "optimizer was adamw, is sgd"),
+    ],
+)
+def test_another_network_or_optimiser_than_the_checkpoints_is_refused(
+    corpus: Path, tmp_path: Path, then: dict, now: dict, told: str
+) -> None:
+    trainer = started(corpus, then)
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    with pytest.raises(HSSLError, match=told):
+        tiny_corpus.pretrainer(corpus, now).load_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
+def test_values_that_were_edited_hold_from_the_checkpoint_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = started(corpus)
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    resumed, said = tiny_corpus.pretrainer(corpus, {"weight_decay": 0.5, "num_epochs": 9}), []
+    monkeypatch.setattr(resumed, "print_to_log_file", lambda *args, **kwargs: said.append(args[0]))
+    resumed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [0.5]
+    assert any("num_epochs was 4, is 9" in line and "weight_decay" in line for line in said)
+
+
+def test_the_best_checkpoint_is_never_one_of_a_broken_epoch(
+    corpus: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = started(corpus)
+    saved: list[int] = []
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda path: saved.append(trainer.current_epoch))
+    monkeypatch.setattr(trainer, "save_every", 100)
+    for loss in (float("nan"), 2.0, 3.0, float("nan"), 1.0):
+        trainer.on_epoch_start()
+        trainer.logger.log("train_losses", loss, trainer.current_epoch)
+        trainer.logger.log("val_losses", loss, trainer.current_epoch)
+        trainer.on_epoch_end()
+    assert saved == [1, 4] and trainer._best_ema == 1.0
+    assert "val_losses nan" in Path(trainer.log_file).read_text()
+
+
+def test_where_nobody_is_held_out_the_log_says_so(corpus: Path) -> None:
+    trainer = started(corpus, {"held_out_fraction": 0.0})
+    assert "WARNING: nobody is held out" in Path(trainer.log_file).read_text()
 
 
 def test_a_cpus_process_keeps_its_memory(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +297,9 @@ def test_without_reconstruction_the_decoder_rests(corpus: Path) -> None:
     assert terms.keys() == {"image", "task", "group", "total"}
     after = trainer.model.shared.tensors()
     assert decoder and all(torch.equal(after[role], before) for role, before in decoder.items())
+    trainer.save_weights(Path(trainer.output_folder) / "hssl.safetensors")
+    kept, _ = load_weights(Path(trainer.output_folder) / "hssl.safetensors")  # and no target takes it for pretrained
+    assert kept.keys() == encoder.keys()
     assert all(not torch.equal(after[role], before) for role, before in encoder.items() if before.ndim > 1)
 
 
