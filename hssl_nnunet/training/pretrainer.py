@@ -33,7 +33,7 @@ from hssl_nnunet.training.monitor import Monitor, no_probe
 from hssl_nnunet.training.optimizer import Stepper, build_optimizer, load_optimizer
 from hssl_nnunet.training.pictures import plot_curves
 from hssl_nnunet.training.provenance import weights_metadata
-from hssl_nnunet.training.resume import changed_values
+from hssl_nnunet.training.resume import IMAGES_KEY, changed_values, check_images, images_sha256
 from hssl_nnunet.training.schedule import EpochSchedule, warmup_poly
 from hssl_nnunet.training.steps import ChunkPreparer
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
@@ -51,6 +51,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     is_ddp: bool
     current_epoch: int
+    my_init_kwargs: dict[str, Any]
     _best_ema: float | None  # nnU-Net's name; here the lowest held-out loss
 
     def __init__(
@@ -100,6 +101,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.root = Path(self.preprocessed_dataset_folder_base)
         self.cache = VolumeCache(self.plan.cache_gib)
         self.rows = read_manifest(self.root / "manifest.csv")
+        self.my_init_kwargs = {**self.my_init_kwargs, IMAGES_KEY: images_sha256(self.rows)}  # goes into checkpoints
         self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device, compiled)
         self.monitor = Monitor(self.corpus, self.geometries, self.root.parent, Path(self.output_folder))
         self.was_initialized = True
@@ -280,6 +282,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         if not self.was_initialized:
             self.initialize()
         checkpoint = load_checkpoint(filename_or_checkpoint)
+        check_images(checkpoint, filename_or_checkpoint, self.rows)
         if changed := changed_values(checkpoint, filename_or_checkpoint, self.plan, self.model.state_dict()):
             self.print_to_log_file(f"WARNING: goes on with other values: {'; '.join(changed)}")
         self.model.load_state_dict(checkpoint["network_weights"])

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.plan_schema import PretrainingPlan
 from hssl_nnunet.typed_json import differences, parse, to_json
+
+IMAGES_KEY = "images_sha256"  # among nnU-Net's `init_args`
+
+
+def images_sha256(rows: Sequence[ImageRow]) -> str:
+    """What stands for the images of a corpus, in their order: steps draw them by it."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.dataset_name}\t{row.case}\t{row.channel}\t{row.content_hash}\n".encode())
+    return digest.hexdigest()
+
+
+def check_images(checkpoint: Mapping[str, Any], path: str, rows: Sequence[ImageRow]) -> None:
+    """Check that the corpus is the one that a checkpoint was trained on: a weights file names the images it has seen.
+
+    Args:
+        checkpoint: nnU-Net's, of a pretraining; one from before this was kept passes.
+        path: its file.
+        rows: the corpus' images now.
+
+    Raises:
+        HSSLError: images have come, gone or changed.
+    """
+    if checkpoint["init_args"].get(IMAGES_KEY) not in (None, images_sha256(rows)):
+        raise HSSLError(
+            f"{path} was trained on other images than the corpus' manifest.csv names now: {len(rows)}. Restore the "
+            "corpus (`hssl corpus` with the options it was made with), or move the folder away to begin anew."
+        )
 
 
 def changed_values(

@@ -226,6 +226,17 @@ def test_another_network_or_optimiser_than_the_checkpoints_is_refused(
         tiny_corpus.pretrainer(corpus, now).load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
+def test_another_corpus_than_the_checkpoints_is_refused(corpus: Path, tmp_path: Path) -> None:
+    """Else the weights file would not name an image that it has seen."""
+    trainer = started(corpus)
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    manifest = (corpus / "manifest.csv").read_text().splitlines(keepends=True)
+    (corpus / "manifest.csv").write_text("".join(line for line in manifest if "case_3" not in line))
+    with pytest.raises(HSSLError, match="other images than the corpus' manifest.csv names now: 15"):
+        tiny_corpus.pretrainer(corpus).load_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
 def test_values_that_were_edited_hold_from_the_checkpoint_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
