@@ -180,9 +180,10 @@ def _resolved_arm(plans_name: str, base: dict[str, dict[str, Any]], name: str, a
 
 
 def _whole_arm(plan: BenchmarkPlan, name: str) -> dict[str, Any]:
-    """An arm with every value of its plans: it may say a default, or leave it out."""
+    """An arm with every value of its plans, for it may say a default or leave it out; how it is described may change."""
     base: dict[str, dict[str, Any]] = {"pretraining": plan.pretraining, "finetuning": plan.finetuning}
-    return {**to_json(plan.arms[name]), **_resolved_arm(plan.plans_name, base, name, plan.arms[name])}
+    values = {key: value for key, value in to_json(plan.arms[name]).items() if key != "description"}
+    return {**values, **_resolved_arm(plan.plans_name, base, name, plan.arms[name])}
 
 
 def check_same_values(before: BenchmarkPlan, plan: BenchmarkPlan, folder: Path) -> None:

@@ -170,6 +170,8 @@ def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path)
     assert kept.commands == ("hssl benchmark run", "again") and kept.command == "hssl benchmark run"
     assert (list(kept.arms), kept.budgets, kept.seeds) == (["scratch", "hssl", "mae"], ("5%", "20%"), (0,))
     assert plan.plan_values["pretraining"]["initial_lr"] > 0 and plan.plan_values["finetuning"]["num_epochs"] > 0
+    described = {name: replace(arm, description="in other words") for name, arm in plan.arms.items()}
+    workspace.check_plan(replace(plan, arms=described))
     (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 7}}')
     for changes, named in (
         ({"values_file": tmp_path / "values.json"}, "plan_values.finetuning.num_epochs"),
