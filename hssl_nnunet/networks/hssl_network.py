@@ -53,6 +53,27 @@ class Chunk:
         return [replace(chunk, points=points) for chunk, points in zip(chunks, self.points.images(), strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkOutput:
+    """What the network says of a chunk; None for what no term of the loss asks for.
+
+    Attributes:
+        h: `(V, B, width)`, embedding of each view.
+        prediction: `(B, 1, X, Y[, Z])`, view 0's reconstruction.
+        places: `(2, B, K, P)`, embedding of each place in each view.
+    """
+
+    h: Tensor | None
+    prediction: Tensor | None
+    places: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[ChunkOutput]) -> ChunkOutput:
+        """The outputs of a chunk's images, one by one, as that of the chunk."""
+        found = zip(*((part.h, part.prediction, part.places) for part in parts), strict=True)
+        return cls(*(None if t[0] is None else torch.cat(t, dim) for t, dim in zip(found, (1, 0, 1), strict=True)))
+
+
 class PyramidDecoder(nn.Module):
     """nnU-Net's decoder, which gives the features of all its levels beside its output.
 
@@ -186,17 +207,17 @@ class HSSLNetwork(nn.Module):
         projected = {d: project(tensors, self.domains[d].entries) for d in sorted({c.domain for c in chunks})}
         embedded, reconstructions, voxels = [], [], []
         for chunk in chunks:
-            h, prediction, places = self._run(chunk, projected[chunk.domain])
-            if h is not None:
-                embedded.append(h)
-            if prediction is not None:
-                reconstructions.append(Reconstruction(prediction, chunk.target, chunk.hidden, chunk.valid[0]))
-            if places is not None and chunk.points is not None:
-                voxels.append(VoxelEmbeddings(places, chunk.points.kept))
+            output = self._run(chunk, projected[chunk.domain])
+            if output.h is not None:
+                embedded.append(output.h)
+            if output.prediction is not None:
+                reconstructions.append(Reconstruction(output.prediction, chunk.target, chunk.hidden, chunk.valid[0]))
+            if output.places is not None and chunk.points is not None:
+                voxels.append(VoxelEmbeddings(output.places, chunk.points.kept))
         return self._heads(torch.cat(embedded, dim=1) if embedded else None, reconstructions, voxels)
 
-    def _run(self, chunk: Chunk, parameters: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Embeddings `(V, B, width)`, reconstruction, and embeddings of voxels `(V, B, K, P)` of a chunk.
+    def _run(self, chunk: Chunk, parameters: dict[str, Tensor]) -> ChunkOutput:
+        """Run a chunk.
 
         Activations that are dropped are computed again in the backward pass, chunk by chunk or image by image: the same
         gradient in a fraction of the memory.
@@ -206,23 +227,16 @@ class HSSLNetwork(nn.Module):
         parts = chunk.images() if self.checkpointing == "image" else [chunk]
         # nothing random in the network: no state of the generator to keep
         run = [checkpoint(self._images, parameters, p, use_reentrant=False, preserve_rng_state=False) for p in parts]
-        embedded, predictions, places = zip(*run, strict=True)
-        return (
-            None if embedded[0] is None else torch.cat(embedded, dim=1),
-            None if predictions[0] is None else torch.cat(predictions),
-            None if places[0] is None else torch.cat(places, dim=1),
-        )
+        return ChunkOutput.joined(run)
 
-    def _images(
-        self, parameters: dict[str, Tensor], chunk: Chunk
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _images(self, parameters: dict[str, Tensor], chunk: Chunk) -> ChunkOutput:
         views, (count, images) = chunk.views.flatten(0, 1), chunk.views.shape[:2]
         skips, levels, output = self.domains[chunk.domain].call(parameters, views, images)
         h = None if self._embed is None else self._embed(skips, chunk.valid.flatten(0, 1)).view(count, images, -1)
         places = None
         if self.voxel_embedding is not None and chunk.points is not None:
             places = self.voxel_embedding(levels, chunk.points.voxels)
-        return h, output if self.reconstructs else None, places
+        return ChunkOutput(h, output if self.reconstructs else None, places)
 
     def _heads(
         self, h: Tensor | None, reconstructions: Sequence[Reconstruction], voxels: Sequence[VoxelEmbeddings] = ()
