@@ -27,6 +27,27 @@ def corpus_parser(description: str | None, out: str, data: str = "corpus") -> ar
     return parser
 
 
+def named_files(arguments: Sequence[str]) -> dict[str, Path]:
+    """Label -> file, of arguments `NAME=PATH` or `PATH`, which is labelled by its corpus' folder, else by its stem.
+
+    Raises:
+        SystemExit: two files have one label.
+    """
+    files: dict[str, Path] = {}
+    for text in arguments:
+        name, equals, path = text.partition("=")
+        plain = not equals or Path(text).exists()  # a folder may be called `lr=0.1`
+        label, file = (_label(Path(text)), Path(text)) if plain else (name, Path(path))
+        if label in files:
+            raise SystemExit(f"{files[label]} and {file} are both called {label}. Name one as `NAME=PATH`.")
+        files[label] = file
+    return files
+
+
+def _label(path: Path) -> str:
+    return next((folder.name for folder in path.resolve().parents if folder.name.startswith("Dataset")), path.stem)
+
+
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     """Median, smallest and largest."""
     of = {"median": statistics.median, "min": min, "max": max}

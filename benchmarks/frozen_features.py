@@ -1,12 +1,13 @@
 """What a network's features know of a target before any step of fine-tuning: a linear classifier of few labelled cases.
 
-    python benchmarks/frozen_features.py FOLDER WEIGHTS [WEIGHTS...] -p PLANS [--cases 16] [--labelled 3] [--draws 50]
+    python benchmarks/frozen_features.py FOLDER [NAME=]WEIGHTS... -p PLANS [--cases 16] [--labelled 3] [--draws 50]
 
-FOLDER is what `hssl benchmark run -o` wrote, WEIGHTS are files of `hssl pretrain`; networks that are drawn afresh stand
-beside them. No test case is read. Voxels of the first cases of a target's training patients are described by the
-features of every level of decoder and bottleneck, over whole cases, tile by tile. Again and again a few of the cases
-are drawn as labelled, Fisher's discriminants are fitted to their voxels, and give the Dice of the voxels of the other
-cases. Every network is asked with the same voxels and the same draws, hence the differences are paired.
+FOLDER is what `hssl benchmark run -o` wrote, WEIGHTS are files of `hssl pretrain`, called NAME or as their corpus;
+networks that are drawn afresh stand beside them. No test case is read. Voxels of the first cases of a target's training
+patients are described by the features of every level of decoder and bottleneck, over whole cases, tile by tile. Again
+and again a few of the cases are drawn as labelled, Fisher's discriminants are fitted to their voxels, and give the Dice
+of the voxels of the other cases. Every network is asked with the same voxels and the same draws, hence the differences
+are paired.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import about, corpus_parser
+from common import about, corpus_parser, named_files
 from torch import Tensor, nn
 
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
@@ -58,7 +59,8 @@ def main() -> None:
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
     torch.set_num_threads(args.threads)
     told = {"command": f"python {shlex.join(sys.argv)}", **about(args.device, args.threads)}
-    told |= {"weights": {path.parents[2].name: file_sha256(path) for path in args.weights}}
+    args.weights = named_files(args.weights)
+    told |= {"weights": {label: file_sha256(path) for label, path in args.weights.items()}}
     targets: dict[str, Any] = {}
     for name, split in sorted(read_splits(Path(args.folder)).items()):
         targets[name] = of_target(name, split, args)
@@ -74,22 +76,22 @@ def of_target(name: str, split: DatasetSplit, args: argparse.Namespace) -> dict[
     draws = list(itertools.combinations(range(len(cases)), args.labelled))
     np.random.default_rng(0).shuffle(draws)
     dices: dict[str, list[float]] = {}
-    for weights in [*range(FRESH), *args.weights]:
-        torch.manual_seed(weights if isinstance(weights, int) else 0)
+    fresh_seeds = {f"fresh {seed}": seed for seed in range(FRESH)}
+    for label in [*fresh_seeds, *args.weights]:
+        torch.manual_seed(fresh_seeds.get(label, 0))
         network, topology = target_network(plans, dataset, CONFIGURATION)
-        if isinstance(weights, Path):
-            load_into(network, load_weights(weights)[0], topology)
+        if label in args.weights:
+            load_into(network, load_weights(args.weights[label])[0], topology)
         network = ready(network, args.device)
         with torch.no_grad(), precision.autocast("auto", args.device):
             described = [features(network, case, patch_size(plans), args.device) for case in voxels]
-        label = f"fresh {weights}" if isinstance(weights, int) else weights.parents[2].name
         dices[label] = [dice_of_draw(described, voxels, draw) for draw in draws[: args.draws]]
         print(name, label, round(100 * statistics.mean(dices[label]), 2), flush=True)
-    fresh = np.mean([d for label, d in dices.items() if label.startswith("fresh")], axis=0)
+    fresh = np.mean([dices[label] for label in fresh_seeds], axis=0)
     return {
         "cases": cases,
         "dice": {label: round(100 * statistics.mean(d), 2) for label, d in dices.items()},
-        "over_fresh": {label: over(d, fresh) for label, d in dices.items() if not label.startswith("fresh")},
+        "over_fresh": {label: over(dices[label], fresh) for label in args.weights},
     }
 
 
@@ -190,7 +192,7 @@ def dice_of_draw(described: list[Tensor], voxels: list[Voxels], draw: tuple[int,
 
 def arguments() -> argparse.Namespace:
     parser = corpus_parser(__doc__, "frozen_features.json", "folder")
-    parser.add_argument("weights", type=Path, nargs="+")
+    parser.add_argument("weights", metavar="[NAME=]WEIGHTS", nargs="+")
     parser.add_argument("--cases", type=int, default=16)
     parser.add_argument("--labelled", type=int, default=3)
     parser.add_argument("--draws", type=int, default=50)

@@ -1,9 +1,10 @@
 """Whether pretraining tells the images of one domain apart: are they found again by another view?
 
-    python benchmarks/image_probe.py CORPUS CHECKPOINT [CHECKPOINT...] -p PLANS [--out .../image_probe.json]
+    python benchmarks/image_probe.py CORPUS [NAME=]CHECKPOINT... -p PLANS [--out .../image_probe.json]
 
-CORPUS is what `hssl corpus` wrote, CHECKPOINT a `checkpoint_final.pth` of a pretraining on its domains. For each, and
-for weights that are drawn afresh: the probe `image_accuracy` of a run's log, over the training images.
+CORPUS is what `hssl corpus` wrote, CHECKPOINT a `checkpoint_final.pth` of a pretraining on its domains, called NAME or
+as its corpus. For each, and for weights that are drawn afresh: the probe `image_accuracy` of a run's log, over the
+training images.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import os
 import shlex
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import about, corpus_parser, pretrainer
+from common import about, corpus_parser, named_files, pretrainer
 
 from hssl_nnunet.data.split import held_out_rows
 from hssl_nnunet.files import write_json
@@ -27,17 +27,18 @@ from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
 def main() -> None:
     parser = corpus_parser(__doc__, "image_probe.json")
-    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("checkpoints", metavar="[NAME=]CHECKPOINT", nargs="+")
     args = parser.parse_args()
+    checkpoints = named_files(args.checkpoints)
     set_environment()
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
     torch.set_num_threads(args.threads)
     trainer = pretrainer(args.corpus, args.plans, args.device)
     trainer.initialize()
     found = {"fresh": probed(trainer)}
-    for path in args.checkpoints:
+    for label, path in checkpoints.items():
         trainer.model.load_state_dict(load_checkpoint(str(path))["network_weights"], strict=False)
-        found[path.parents[2].name] = probed(trainer)
+        found[label] = probed(trainer)
     told = {"command": f"python {shlex.join(sys.argv)}", **about(args.device, args.threads)}
     write_json(args.out, {**told, "seed": trainer.plan.seed, "found": found})
 

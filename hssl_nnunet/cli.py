@@ -31,10 +31,10 @@ from hssl_nnunet.cli_options import (
     ListCommand,
     NumGpus,
     NumProcesses,
-    OneDataset,
     show,
 )
 from hssl_nnunet.cli_slurm import slurm_app
+from hssl_nnunet.cli_transfer import export, import_, inspect, seed
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, ENV_TRAINERS, plans_dir, trainers_dir
 
@@ -90,9 +90,8 @@ def plan_and_preprocess(
     from hssl_nnunet.corpus.preprocess import plan_and_preprocess as run
 
     report = run(datasets, configurations, preset, num_processes)
-    for d in report.datasets:
-        print(f"{d.name}: {d.labelled} with masks, {d.unlabelled} without, {d.quarantined} quarantined")
-    print(f"Plans: {report.plans_name}")
+    for line in report.lines:
+        print(line)
     _exit_with(report.problems, report.exit_code)
 
 
@@ -163,29 +162,10 @@ def pretrain(
         continue_training=continue_training,
         num_gpus=num_gpus,
     )
-    print(f"Wrote {folder / 'hssl.safetensors'}")
+    print(f"Weights: {folder / 'hssl.safetensors'}")
 
 
-@app.command(cls=ListCommand, epilog="Example: hssl seed -d 4 -w hssl.safetensors")
-def seed(
-    dataset: OneDataset,
-    weights: Annotated[Path, typer.Option("-w", metavar="FILE", help="Weights of a pretraining.", show_default=False)],
-    plans_name: DefaultPlans = "nnUNetPlans",
-    configurations: Configurations = DEFAULT_CONFIGURATIONS,
-    pth: Annotated[
-        Path | None, typer.Option("--pth", metavar="OUT", help="Also write a file for stock -pretrained_weights.")
-    ] = None,
-    nnssl: Annotated[
-        Path | None,
-        typer.Option("--nnssl", metavar="OUT", help="Also write nnssl's format, for nnU-Net's PretrainedTrainer."),
-    ] = None,
-) -> None:
-    """Report what a target takes from pretrained weights, tensor by tensor, and write its seeded plans."""
-    from hssl_nnunet.transfer.report import render
-    from hssl_nnunet.transfer.seeding import seed_target
-
-    for report in seed_target(dataset, weights, plans_name, configurations, pth, nnssl).values():
-        show(render(report, full=True))
+app.command(cls=ListCommand, epilog="Example: hssl seed -d 4 -w hssl.safetensors")(seed)
 
 
 @app.command(epilog="Example: hssl finetune 4 3d_fullres 0")
@@ -212,51 +192,12 @@ def finetune(
         continue_training=continue_training,
         num_gpus=num_gpus,
     )
-    print(f"Wrote {folder}")
+    print(f"Model: {folder}")
 
 
-@app.command(cls=ListCommand, epilog="Example: hssl export -d 4 -o hippocampus.zip")
-def export(
-    dataset: OneDataset,
-    output: Annotated[Path, typer.Option("-o", metavar="OUT", help="A folder, or a .zip.", show_default=False)],
-    configuration: Configuration = "3d_fullres",
-    plans_name: FoundPlans = None,
-    trainer: Annotated[str, typer.Option("-tr", help="Trainer that trained the model.")] = "nnUNetTrainerHSSLFinetune",
-    folds: Annotated[
-        list[str] | None, typer.Option("-f", metavar="FOLD...", help="Folds; default: all.", show_default=False)
-    ] = None,
-    checkpoint: Annotated[str, typer.Option("-chk", help="Checkpoint of each fold.")] = "checkpoint_final.pth",
-) -> None:
-    """Write a fine-tuned model that stock nnUNetv2_predict runs on a machine without this package."""
-    from hssl_nnunet.launch import target_plans_name
-    from hssl_nnunet.paths import dataset_name
-    from hssl_nnunet.transfer.export import export_model
-
-    plans_name = plans_name or target_plans_name(dataset_name(dataset))
-    print(f"Wrote {export_model(dataset, configuration, plans_name, trainer, folds, output, checkpoint)}")
-
-
-@app.command("import", epilog="Example: hssl import checkpoint_final.pth -o rival.safetensors")
-def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="Of nnU-Net, or of nnssl.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The weights file.", show_default=False)],
-) -> None:
-    """Make a weights file of another checkpoint, to seed any target with, or to compare with in a benchmark."""
-    from hssl_nnunet.transfer.import_checkpoint import import_checkpoint
-
-    done = import_checkpoint(checkpoint, output)
-    print(f"Took {len(done.taken)} parameters, without {len(done.absent)} of the decoder that are not there.")
-    if done.ignored:
-        print(f"Left out {len(done.ignored)} tensors that no target takes, such as {done.ignored[0]}.")
-    print(f"Wrote {output}")
-
-
-@app.command(epilog="Example: hssl inspect hssl.safetensors")
-def inspect(file: Annotated[Path, typer.Argument(help="A weights file.", show_default=False)]) -> None:
-    """Show what a weights file holds: domains, hierarchy, images seen, loss curves, versions, citation."""
-    from hssl_nnunet.transfer.inspect_weights import render_inspection
-
-    show(render_inspection(file))
+app.command(cls=ListCommand, epilog="Example: hssl export -d 4 -o hippocampus.zip")(export)
+app.command("import", epilog="Example: hssl import checkpoint_final.pth -o rival.safetensors")(import_)
+app.command(epilog="Example: hssl inspect hssl.safetensors")(inspect)
 
 
 @app.command(epilog="Example: hssl doctor")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,25 +73,24 @@ def run(
     from hssl_nnunet.launch import set_environment
 
     set_environment()
-    from hssl_nnunet.benchmark.plan import plan_from_options
-    from hssl_nnunet.benchmark.run import run_benchmark
-    from hssl_nnunet.plan_schema import load_preset
+    from hssl_nnunet.benchmark.run import plan_as_typed, run_benchmark
 
-    plan = plan_from_options(
-        command=shlex.join(["hssl", *sys.argv[1:]]),
+    plan = plan_as_typed(
         datasets=datasets,
-        domains=domains or datasets,
-        configuration=configuration,
-        plans_name=load_preset(preset).plans_name if preset else plans_name,
+        domains=domains,
+        weights=weights,
         budgets=budgets,
         min_cases=min_cases,
-        arms=[*arms, *(f"external:{path}" for path in weights or ())],
+        arms=arms,
         seeds=seeds,
+        plans_name=plans_name,
+        preset=preset,
+        configuration=configuration,
         test_fraction=test_fraction,
         tune=tune,
         nsd_tolerance_mm=nsd_tolerance_mm,
-        patient_regex=patient_regex or (),
-        values_file=values,
+        patient_regex=patient_regex,
+        values=values,
         device=device,
     )
     raise typer.Exit(run_benchmark(output, plan, jobs, part))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hssl_nnunet import slurm, slurm_scripts
+from hssl_nnunet.errors import unknown_name
 from hssl_nnunet.slurm_scripts import Allocation, Script
 
 slurm_app = typer.Typer(
@@ -26,6 +27,7 @@ Folder = Annotated[Path, typer.Option("--scripts", metavar="DIR", help="Folder o
 Submit = Annotated[bool, typer.Option("--submit", help="Submit them as well.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines.")]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes on each, one a GPU.")]
+DEVICES = ("cpu", "cuda", "mps")
 DEFAULT_FOLDER = Path("slurm")
 DEFAULT_FOLDS = ["0", "1", "2", "3", "4"]
 
@@ -41,7 +43,8 @@ def pretrain(
 ) -> None:
     """Run hssl pretrain, through torchrun where there are several processes; queued again before the time limit."""
     typed = _checked(ctx, "pretrain", ctx.args)
-    slurm.check_processes(typed["dataset"], typed["plans_name"], nodes * processes * typed["num_gpus"])
+    count = nodes * processes * typed["num_gpus"]
+    slurm.check_pretraining(typed["dataset"], typed["plans_name"], typed["configuration"], count)
     script = slurm.pretraining(typed["dataset"], ctx.args, _allocation(sbatch, nodes, processes))
     _finish([script], folder, submit)
 
@@ -51,7 +54,8 @@ def finetune(ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_F
     """Run hssl finetune, one fold a task of an array."""
     script = slurm.finetuning(_at_least(ctx, 3, "DATASET CONFIGURATION FOLD..."), _allocation(sbatch))
     for words in script.commands:
-        _checked(ctx, "finetune", words[2:])
+        typed = _checked(ctx, "finetune", words[2:])
+        slurm.check_finetuning(typed["dataset"], typed["plans_name"], typed["configuration"], typed["fold"])
     _finish([script], folder, submit)
 
 
@@ -62,7 +66,8 @@ def preprocess(
     ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_FOLDER, submit: Submit = False
 ) -> None:
     """Run hssl plan_and_preprocess, one dataset a task of an array."""
-    _checked(ctx, "plan_and_preprocess", ctx.args)
+    typed = _checked(ctx, "plan_and_preprocess", ctx.args)
+    slurm.check_preprocessing(typed["datasets"], typed["configurations"], typed["preset"])
     _finish([slurm.preprocessing(ctx.args, _allocation(sbatch))], folder, submit)
 
 
@@ -77,7 +82,7 @@ def benchmark(
     submit: Submit = False,
 ) -> None:
     """Run hssl benchmark run, its jobs shared by the tasks of an array."""
-    _checked(ctx, "benchmark run", ctx.args)
+    _check_benchmark(_checked(ctx, "benchmark run", ctx.args))
     _finish([slurm.benchmarking(ctx.args, parts, _allocation(sbatch))], folder, submit)
 
 
@@ -106,7 +111,6 @@ def chain(
     submit: Submit = False,
 ) -> None:
     """Pretrain, seed every target, fine-tune its folds: three jobs, each after the one before."""
-    slurm.check_processes(corpus, None, nodes * processes)
     scripts = slurm.chain(
         corpus,
         targets,
@@ -121,7 +125,11 @@ def chain(
 
 
 def _allocation(sbatch: str, nodes: int = 1, processes: int = 1) -> Allocation:
-    return Allocation(options=tuple(shlex.split(sbatch)), nodes=nodes, processes=processes)
+    try:
+        options = shlex.split(sbatch)
+    except ValueError as error:  # a quote that is not closed
+        raise typer.BadParameter(f"options of sbatch {sbatch!r}: {error}. Close it, or leave it out.") from None
+    return Allocation(options=tuple(options), nodes=nodes, processes=processes)
 
 
 def _checked(ctx: typer.Context, name: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +138,22 @@ def _checked(ctx: typer.Context, name: str, arguments: Sequence[str]) -> dict[st
     for word in name.split():
         command = command.commands[word]
     parameters: dict[str, Any] = command.make_context(name, list(arguments), parent=ctx.find_root()).params
+    device = parameters.get("device")
+    if device is not None and device not in DEVICES:  # the machine of the queue may have what this one lacks
+        raise unknown_name("device", device, DEVICES)
     return parameters
+
+
+def _check_benchmark(typed: dict[str, Any]) -> None:
+    """Refuse a benchmark that `hssl benchmark run` would refuse before its first job."""
+    from hssl_nnunet.benchmark.run import plan_as_typed
+    from hssl_nnunet.benchmark.workspace import Workspace
+
+    folder = Path(typed["output"])
+    plan = plan_as_typed(**{name: typed[name] for name in typed.keys() - {"output", "jobs", "part"}})
+    Workspace(folder).check_plan(plan)
+    for name in dict.fromkeys((*plan.datasets, *plan.domains)):
+        slurm.check_planned(name, plan.plans_name, plan.configuration)
 
 
 def _at_least(ctx: typer.Context, count: int, what: str) -> list[str]:

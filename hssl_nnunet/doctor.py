@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,8 @@ def checks() -> Iterator[Check]:
     yield from folders()
     yield shell_variable()
     yield augmentation_workers()
+    yield process_count()
+    yield threads()
     yield from shared_memory()
     yield from devices()
     yield from trainer_lookup()
@@ -92,7 +96,8 @@ def packages() -> Iterator[Check]:
 def package(name: str, version: str) -> Check:
     """An installed package; nnU-Net's must be of the series that this package was written for."""
     if version == NOT_INSTALLED:
-        return Check("failed", name, version, f"pip install {name}")
+        remedy = "pip install -e . (in its checkout)" if name == "hssl_nnunet" else f"pip install {name}"
+        return Check("failed", name, version, remedy)
     if name == "nnunetv2" and not version.startswith(HOST_SERIES):
         return Check("failed", name, f"{version}, expected {HOST_SERIES}*", 'pip install "nnunetv2>=2.8,<2.9"')
     return Check("ok", name, version)
@@ -109,10 +114,15 @@ def folder(variable: str) -> Check:
     value = os.environ.get(variable)
     if not value:
         return Check("failed", variable, "not set", f"export {variable}=/path/to/{variable}")
-    if not Path(value).is_dir():
-        return Check("failed", variable, f"{value} does not exist", f"mkdir -p '{value}'")
+    path = Path(value)
+    if path.exists() and not path.is_dir():
+        remedy = f"export {variable}=/path/to/{variable}: name a folder."
+        return Check("failed", variable, f"{value} is a file, expected a folder", remedy)
+    if not path.is_dir():
+        return Check("failed", variable, f"{value} does not exist", f"mkdir -p {shlex.quote(value)}")
     if not os.access(value, os.W_OK):
-        return Check("failed", variable, f"{value} is not writable", f"chmod u+w '{value}', or name another folder")
+        remedy = f"chmod u+w {shlex.quote(value)}, or name another folder"
+        return Check("failed", variable, f"{value} is not writable", remedy)
     free = shutil.disk_usage(value).free
     found = f"{value}, {free / GIB:.0f} GiB free"
     if free < LITTLE_DISK_BYTES:
@@ -131,13 +141,32 @@ def shell_variable() -> Check:
 
 def augmentation_workers() -> Check:
     """nnU-Net's planner stops when there are to be no augmenting processes."""
-    value = os.environ.get("nnUNet_n_proc_DA")
-    if value == "0":
-        remedy = (
-            "export nnUNet_n_proc_DA=1: with 0 nnU-Net's planner stops (set_num_threads expects a positive integer)."
-        )
-        return Check("warning", "nnUNet_n_proc_DA", "0", remedy)
-    return Check("ok", "nnUNet_n_proc_DA", value or "not set (nnU-Net's default)")
+    variable = "nnUNet_n_proc_DA"
+    if os.environ.get(variable) == "0":
+        remedy = f"export {variable}=1: with 0 nnU-Net's planner stops (set_num_threads expects a positive integer)."
+        return Check("warning", variable, "0", remedy)
+    return number(variable, "nnU-Net's default")
+
+
+def process_count() -> Check:
+    """Processes that nnU-Net preprocesses and exports with."""
+    return number("nnUNet_def_n_proc", "nnU-Net's default")
+
+
+def threads() -> Check:
+    """OpenMP takes a list too (`2,1`), but what nnU-Net imports does not."""
+    return number("OMP_NUM_THREADS", "all processors")
+
+
+def number(variable: str, default: str) -> Check:
+    """A variable that is a number from 1, if it is set; `default` is what holds where it is not."""
+    value = os.environ.get(variable)
+    if value is None:
+        return Check("ok", variable, f"not set ({default})")
+    if value.strip().isdecimal() and int(value) > 0:
+        return Check("ok", variable, value)
+    remedy = f"unset {variable} ({default}), or export {variable}={available_cpus()}"
+    return Check("failed", variable, f"'{value}', expected a number from 1", remedy)
 
 
 def shared_memory() -> Iterator[Check]:
@@ -174,6 +203,11 @@ def devices() -> Iterator[Check]:
 
 def trainer_lookup() -> Iterator[Check]:
     """Our trainers, looked up by nnU-Net's own finder as a training would."""
+    wrong = [check.name for check in (augmentation_workers(), process_count(), threads()) if check.status == "failed"]
+    if wrong:
+        remedy = f"Set {' and '.join(wrong)} right first: nnU-Net reads it as a number when it is imported."
+        yield Check("failed", "trainers", "not looked for", remedy)
+        return
     with _restored_environment():
         add_trainers_to_environment()
         for name in TRAINERS:
@@ -184,12 +218,14 @@ def look_up(trainer: str) -> Check:
     """One trainer through nnU-Net's finder, which imports every file of every folder it searches."""
     remedy = (
         f"A file that cannot be imported in one of the folders of {ENV_TRAINERS} "
-        f"({os.environ.get(ENV_TRAINERS)}) hides the rest: remove it, or reinstall hssl_nnunet."
+        f"({os.environ.get(ENV_TRAINERS)}) hides the rest: remove it, or install "
+        "hssl_nnunet again: `pip install -e .` in its checkout."
     )
     try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # the finder prints every file
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its other parts
+            from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-        with contextlib.redirect_stdout(io.StringIO()):  # the finder prints every file
             found = recursive_find_trainer_class_by_name(trainer)
     except Exception as error:  # whatever a neighbouring file raises on import is the finding
         return Check("failed", trainer, f"nnU-Net cannot find it ({type(error).__name__}: {error})", remedy)

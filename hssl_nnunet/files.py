@@ -1,11 +1,11 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and what goes wrong with files as errors that say so."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,38 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
     Raises:
-        HSSLError: the disk is full or the folder cannot be written.
+        HSSLError: the disk is full, the folder cannot be written, or `path` is a folder.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.is_dir():
+            raise HSSLError(f"Cannot write {path}: it is a folder. Name a file.")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise HSSLError(
-            f"Cannot write {path}: {error.strerror or error}. Free space or permissions, then run it again."
-        ) from error
+        raise cannot("write", path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # one of its own would hide the error above
+            temporary.unlink()
+
+
+def cannot(do: str, path: str | Path, error: OSError) -> HSSLError:
+    """Build the error for a file or folder that the system does not let us write or remove."""
+    return HSSLError(f"Cannot {do} {path}: {error.strerror or error}. Free space or permissions, then run it again.")
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; one that is missing already is as well.
+
+    Raises:
+        HSSLError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot("remove", path, error) from error
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -48,11 +66,13 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
         remedy: the sentence that tells how to get the file; added to the errors.
 
     Raises:
-        HSSLError: the file is missing or is not JSON.
+        HSSLError: the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise HSSLError(f"{path} does not exist. {remedy}".rstrip()) from None
+    except OSError as error:
+        raise HSSLError(f"{path} cannot be read: {error.strerror or error}. {remedy}".rstrip()) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HSSLError(f"{path} is not valid JSON: {error}. {remedy}".rstrip()) from None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hssl_nnunet.errors import HSSLError, unknown_name
+from hssl_nnunet.device import check_gpus, choose_device, set_threads
+from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.locks import claimed
 from hssl_nnunet.paths import add_trainers_to_environment, dataset_name, preprocessed_dir, results_dir, trainers_dir
-from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block
-from hssl_nnunet.ranks import available_cpus, check_shares, joined, under_torchrun
+from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block, target_block
+from hssl_nnunet.preflight import check_fold, data_folder, read_corpus_plans, read_target_plans
+from hssl_nnunet.ranks import available_cpus, check_shares, joined, run_under_torchrun, under_torchrun
+from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, corpus_command, preprocess_command, seed_command
+from hssl_nnunet.run_folder import epochs_done, refuse_to_overwrite, resumable
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +45,7 @@ def set_environment() -> None:
 
 def pretrain(
     corpus: str | int,
-    configuration: str = "3d_fullres",
+    configuration: str = DEFAULT_CONFIGURATION,
     *,
     plans_name: str | None = None,
     device: str | None = None,
@@ -56,7 +59,7 @@ def pretrain(
         configuration: configuration of the corpus' plans.
         plans_name: plans of the corpus; None takes the only one with an `hssl` block.
         device: `cuda`, `cpu` or `mps`; None takes the GPU when there is one.
-        continue_training: go on from the last checkpoint.
+        continue_training: go on from the last checkpoint; a training that is finished stays as it is.
         num_gpus: GPUs that share the training.
 
     Returns:
@@ -65,7 +68,7 @@ def pretrain(
     Raises:
         HSSLError: the corpus, its plans or the device is missing, or the folder is in use or holds a training.
     """
-    name = dataset_name(corpus)
+    name = dataset_name(corpus, f"Run `{corpus_command(corpus)}` first.")
     plans_name = plans_name or corpus_plans_name(name)
     return train(name, configuration, "all", PRETRAIN_TRAINER, plans_name, device, continue_training, num_gpus)
 
@@ -90,7 +93,7 @@ def finetune(
         plans_name: plans that `hssl seed` wrote; None takes `nnUNetPlans_HSSL` or the only `*_HSSL`.
         scratch: train the control instead: the same trainer, schedule, plans and data, without the weights.
         device: `cuda`, `cpu` or `mps`; None takes the GPU when there is one.
-        continue_training: go on from the last checkpoint.
+        continue_training: go on from the last checkpoint; a training that is finished stays as it is.
         num_gpus: GPUs that share the training.
 
     Returns:
@@ -100,11 +103,12 @@ def finetune(
         HSSLError: the target, its plans or the device is missing, or the folder is in use or holds a training.
     """
     name = dataset_name(dataset)
-    plans_name = plans_name or target_plans_name(name)
+    plans_name = plans_name or target_plans_name(name, configuration)
     trainer = SCRATCH_TRAINER if scratch else FINETUNE_TRAINER
-    if str(fold) != "all" and not str(fold).isdigit():
+    if str(fold) != "all" and not str(fold).isdecimal():
         raise HSSLError(f"Fold '{fold}' is neither a number (0 to 4) nor 'all'.")
-    return train(name, configuration, str(fold), trainer, plans_name, device, continue_training, num_gpus)
+    fold = "all" if str(fold) == "all" else str(int(fold))  # nnU-Net's folder of fold 01 is fold_1
+    return train(name, configuration, fold, trainer, plans_name, device, continue_training, num_gpus)
 
 
 def corpus_plans_name(dataset: str) -> str:
@@ -115,11 +119,16 @@ def corpus_plans_name(dataset: str) -> str:
     """
     folder = preprocessed_dir() / dataset
     found = sorted(p.stem for p in folder.glob("*.json") if _role(read_json(p)) == "corpus")
-    return _the_only(found, folder, "plans with an `hssl` block of a corpus", "hssl corpus -d ... -o ...")
+    remedy = f"`{corpus_command('ID')}` makes a corpus: run it, and name its id here."
+    return _the_only(found, folder, "plans with an `hssl` block of a corpus", remedy)
 
 
-def target_plans_name(dataset: str) -> str:
+def target_plans_name(dataset: str, configuration: str = DEFAULT_CONFIGURATION) -> str:
     """`nnUNetPlans_HSSL` when `hssl seed` wrote it for the dataset, else the only plans file that ends in `_HSSL`.
+
+    Args:
+        dataset: name of the target.
+        configuration: what it is for; the error's command names it.
 
     Raises:
         HSSLError: none or several do.
@@ -129,40 +138,11 @@ def target_plans_name(dataset: str) -> str:
     default = DEFAULT_PLANS + SEEDED_SUFFIX
     if default in found:
         return default
-    return _the_only(found, folder, f"seeded plans (*{SEEDED_SUFFIX}.json)", "hssl seed -d ... -w ...")
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device called `name` (nnU-Net's `-device`), or CUDA when there is one, else the CPU.
-
-    `mps` is used only when asked for: it lacks operators that some plans need.
-
-    Raises:
-        HSSLError: an unknown name, or a device that this machine lacks.
-    """
-    import torch
-
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    name = name or ("cuda" if present["cuda"] else "cpu")
-    if name not in present:
-        raise unknown_name("device", name, present)
-    if not present[name]:
-        raise HSSLError(
-            f"-device {name}: this machine has none that torch can use. See `hssl doctor`, or use -device cpu."
-        )
-    return torch.device(name)
-
-
-def set_threads(device: torch.device) -> None:
-    """Threads as `nnUNetv2_train` sets them: on a CPU all cores it may use (or OMP_NUM_THREADS), one beside a GPU."""
-    import torch
-
-    if device.type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or available_cpus()))
-    elif device.type == "cuda":
-        torch.set_num_threads(1)
-        if torch.get_num_interop_threads() != 1:  # may be set only once in a process
-            torch.set_num_interop_threads(1)
+    own = sorted(p.stem for p in folder.glob("*Plans*.json"))
+    plans_name = DEFAULT_PLANS if DEFAULT_PLANS in own or not own else own[0]
+    seeding = f"`{seed_command(dataset, None, plans_name, configuration)}`"
+    remedy = f"Run {'' if own else f'`{preprocess_command(dataset, plans_name, configuration)}`, then '}{seeding}."
+    return _the_only(found, folder, f"seeded plans (*{SEEDED_SUFFIX}.json)", remedy)
 
 
 def train(
@@ -184,30 +164,54 @@ def train(
         HSSLError: dataset, plans, data or device is missing, or the folder is in use or holds a training.
     """
     set_environment()
-    _check_plans(dataset, configuration, plans_name, needs_data=trainer != PRETRAIN_TRAINER)
+    num_epochs = _checked(dataset, configuration, fold, trainer, plans_name)
     device = choose_device(device_name)
-    _check_gpus(device, num_gpus)
+    check_gpus(device, num_gpus)
     _check_torchrun(trainer, num_gpus)
     if trainer == PRETRAIN_TRAINER:
         _check_processes(preprocessed_dir() / dataset / f"{plans_name}.json", num_gpus)
+    folder = results_dir() / dataset / f"{trainer}__{plans_name}__{configuration}" / f"fold_{fold}"
+    if trainer == PRETRAIN_TRAINER and num_gpus > 1:  # nnU-Net's own processes wait ten minutes for a probe, no longer
+        resume = ["--c"] if continue_training else []
+        words = ["pretrain", dataset, "-c", configuration, "-p", plans_name, "-device", device.type, *resume]
+        run_under_torchrun(num_gpus, words)
+        return folder
     set_threads(device)
+    with joined(device) as rank:
+        if continue_training and epochs_done(folder, _last_file(trainer)) >= num_epochs:
+            if rank == 0:
+                print(f"{folder} is already finished (`num_epochs` is {num_epochs}): nothing is left to train.")
+            return folder
+        with claimed(folder) if rank == 0 else nullcontext(), resumable(folder):
+            if not continue_training:
+                refuse_to_overwrite(folder, preprocessed_dir() / dataset / f"{plans_name}.json")
+            _run(dataset, configuration, fold, trainer, plans_name, device, continue_training, num_gpus)
+    return folder
+
+
+def _run(
+    dataset: str,
+    configuration: str,
+    fold: str,
+    trainer: str,
+    plans_name: str,
+    device: torch.device,
+    continue_training: bool,
+    num_gpus: int,
+) -> None:
     from nnunetv2.run.run_training import run_training
 
-    folder = results_dir() / dataset / f"{trainer}__{plans_name}__{configuration}" / f"fold_{fold}"
-    with joined(device) as rank, claimed(folder) if rank == 0 else nullcontext(), _resumable(folder):
-        _refuse_to_overwrite(folder, continue_training)
-        with trainers_found_at_once():
-            run_training(
-                dataset,
-                configuration,
-                fold,
-                trainer_class_name=trainer,
-                plans_identifier=plans_name,
-                num_gpus=num_gpus,
-                continue_training=continue_training,
-                device=device,
-            )
-    return folder
+    with trainers_found_at_once():
+        run_training(
+            dataset,
+            configuration,
+            fold,
+            trainer_class_name=trainer,
+            plans_identifier=plans_name,
+            num_gpus=num_gpus,
+            continue_training=continue_training,
+            device=device,
+        )
 
 
 @contextmanager
@@ -232,47 +236,19 @@ def trainers_found_at_once() -> Iterator[None]:
         host.recursive_find_trainer_class_by_name = search
 
 
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        saved = any(folder.glob("checkpoint_*.pth"))
-        remedy = "Run the same command with --c to resume." if saved else "No checkpoint was written yet."
-        print(f"\nStopped. {remedy} ({folder})", file=sys.stderr)
-        raise
+def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_name: str) -> int:
+    """Epochs of the plans, when all is there that a training on them needs."""
+    path = preprocessed_dir() / dataset / f"{plans_name}.json"
+    if trainer == PRETRAIN_TRAINER:
+        return corpus_block(read_corpus_plans(dataset, plans_name, configuration), path).pretraining.num_epochs
+    plans = read_target_plans(dataset, plans_name, configuration)
+    check_fold(data_folder(path.parent, plans, configuration), fold)
+    return target_block(plans, path).finetuning.num_epochs
 
 
-def _refuse_to_overwrite(folder: Path, continue_training: bool) -> None:
-    saved = sorted(p.name for p in folder.glob("checkpoint_*.pth"))
-    if saved and not continue_training:
-        raise HSSLError(
-            f"{folder} already holds a training ({', '.join(saved)}). Add --c to continue it, or move the folder away "
-            "to start again."
-        )
-
-
-def _check_plans(dataset: str, configuration: str, plans_name: str, *, needs_data: bool) -> None:
-    folder = preprocessed_dir() / dataset
-    remedy = "Run `hssl plan_and_preprocess` and `hssl seed`, or `hssl corpus`, first."
-    plans: dict[str, Any] = read_json(folder / f"{plans_name}.json", remedy)
-    if configuration not in plans["configurations"]:
-        raise unknown_name(f"configuration of {folder / plans_name}.json", configuration, plans["configurations"])
-    data = folder / plans["configurations"][configuration].get("data_identifier", "")
-    if needs_data and not data.is_dir():
-        raise HSSLError(
-            f"{data} does not exist: this configuration is not preprocessed. Run `hssl plan_and_preprocess`."
-        )
-
-
-def _check_gpus(device: torch.device, num_gpus: int) -> None:
-    if num_gpus == 1:
-        return
-    import torch
-
-    visible = torch.cuda.device_count() if device.type == "cuda" else 0
-    if not 1 <= num_gpus <= visible:
-        raise HSSLError(f"-num_gpus {num_gpus}, but {visible} GPUs are visible for -device {device.type}.")
+def _last_file(trainer: str) -> str:
+    """What a training writes last: its weights, or nnU-Net's scores of the validation cases."""
+    return "hssl.safetensors" if trainer == PRETRAIN_TRAINER else "validation/summary.json"
 
 
 def _check_torchrun(trainer: str, num_gpus: int) -> None:
@@ -301,5 +277,5 @@ def _the_only(found: list[str], folder: Path, what: str, remedy: str) -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise HSSLError(f"{folder} holds no {what}. Run `{remedy}` first.")
+        raise HSSLError(f"{folder} holds no {what}. {remedy}")
     raise HSSLError(f"{folder} holds several {what}: {', '.join(found)}. Choose one with -p.")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import cannot
 
 LOCK_FILE = ".hssl.lock"
+HELD = (errno.EACCES, errno.EAGAIN)  # what POSIX says of a lock that another process holds
 # C's `struct flock` with an offset of 64 bits, and where its l_type lies
 FLOCK_LINUX, FLOCK_BSD = ("hhqqi", 0), ("qqihh", 3)
 
@@ -23,14 +27,15 @@ def claimed(folder: Path) -> Iterator[None]:
     so one that outlives a killed training does not block the next. Windows has none; there nothing is held.
 
     Raises:
-        HSSLError: another process holds it.
+        HSSLError: another process holds it, it cannot be written, or its file system has no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as handle:
+    with _lock_file(folder) as handle:
         try:
             _lock(handle.fileno())
-        except OSError:
-            raise HSSLError(f"Another process trains in {folder}. Wait for it, or stop it.") from None
+        except OSError as error:
+            if error.errno in HELD:
+                raise HSSLError(f"Another process trains in {folder}. Wait for it, or stop it.") from None
+            raise _no_lock(folder, error) from error
         yield
 
 
@@ -38,6 +43,9 @@ def in_use(folder: Path) -> bool:
     """Whether another process holds `folder`; never this one, for a process is not locked out by itself.
 
     Only asks: a look that took the lock, however shortly, would refuse who claims it at that moment.
+
+    Raises:
+        HSSLError: the lock cannot be read, or the file system has no locks.
     """
     path = folder / LOCK_FILE
     if sys.platform == "win32" or not path.is_file():
@@ -47,9 +55,28 @@ def in_use(folder: Path) -> bool:
     layout, kind = FLOCK_LINUX if sys.platform == "linux" else FLOCK_BSD
     whole_file = [0] * len(layout)
     whole_file[kind] = fcntl.F_WRLCK
-    with path.open() as handle:
-        answer = fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *whole_file))
+    try:
+        with path.open() as handle:
+            answer = fcntl.fcntl(handle, fcntl.F_GETLK, struct.pack(layout, *whole_file))
+    except OSError as error:
+        raise _no_lock(folder, error) from error
     return bool(struct.unpack(layout, answer)[kind] != fcntl.F_UNLCK)
+
+
+def _lock_file(folder: Path) -> TextIO:
+    try:
+        with suppress(FileExistsError):  # a file of that name is told when it is opened as a folder
+            folder.mkdir(parents=True)
+        return (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise cannot("write", folder / LOCK_FILE, error) from error
+
+
+def _no_lock(folder: Path, error: OSError) -> HSSLError:
+    return HSSLError(
+        f"Cannot lock {folder / LOCK_FILE}: {error.strerror or error}. Move the folder to a file system that has POSIX "
+        "locks; on NFS, let its lock service run."
+    )
 
 
 def _lock(descriptor: int) -> None:

@@ -51,32 +51,49 @@ def results_dir() -> Path:
     return nnunet_dir(ENV_RESULTS)
 
 
-def dataset_name(dataset_name_or_id: str | int) -> str:
+def dataset_name(dataset_name_or_id: str | int, remedy: str = "Run `hssl convert_msd -i TaskXX_Name` first.") -> str:
     """Resolve `4`, `"004"` or `"Dataset004_Hippocampus"` to the dataset's full name, as nnU-Net does.
 
     Looks in nnU-Net's three folders, as nnU-Net does, and names the folders searched when nothing is found.
+
+    Args:
+        dataset_name_or_id: what the user typed.
+        remedy: the sentence that tells how to get the dataset; added to the error.
 
     Raises:
         HSSLError: no dataset, or more than one, has this id.
     """
     text = str(dataset_name_or_id)
-    prefix = text if text.startswith("Dataset") else f"Dataset{int(text):03d}_" if text.isdigit() else None
+    prefix = text if text.startswith("Dataset") else f"Dataset{int(text):03d}_" if text.isdecimal() else None
     if prefix is None:
         raise HSSLError(f"'{text}' is neither a dataset id (4) nor a dataset name (Dataset004_Hippocampus).")
     bases = [Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)]
     if not bases:
         raise HSSLError(f"None of {ENV_RAW}, {ENV_PREPROCESSED}, {ENV_RESULTS} is set. Run `hssl doctor`.")
-    found = {p.name for b in bases if b.is_dir() for p in b.iterdir() if p.is_dir() and _matches(p.name, prefix)}
+    folders = [p for b in bases if b.is_dir() for p in b.iterdir() if p.is_dir()]
+    found = {p.name for p in folders if _matches(p.name, prefix)}
     if len(found) == 1:
         return found.pop()
     places = ", ".join(map(str, bases))
     if not found:
-        raise HSSLError(f"Dataset '{text}' was not found in {places}. Run `hssl convert_msd -i TaskXX_Name` first.")
+        raise HSSLError(f"Dataset '{text}' was not found in {places}. {_misnamed(folders, prefix) or remedy}")
     raise HSSLError(f"Dataset id {text} is ambiguous: {', '.join(sorted(found))} (in {places}). Rename all but one.")
 
 
 def _matches(folder: str, prefix: str) -> bool:
     return folder.startswith(prefix) if prefix.endswith("_") else folder == prefix
+
+
+def _misnamed(folders: list[Path], prefix: str) -> str:
+    """What to rename where a folder has the id of `DatasetXXX_`, but no name after it, or another number of digits."""
+    number = prefix.removeprefix("Dataset").partition("_")[0]
+    if not number.isdecimal():
+        return ""
+    near = re.compile(rf"Dataset0*{int(number)}(?:_(?P<name>.*))?")
+    found = [(p, match["name"]) for p in sorted(folders) if (match := near.fullmatch(p.name))]
+    right = [(p, f"Dataset{int(number):03d}_{name or 'Name'}") for p, name in found]
+    renamed = [f"Rename {p} to {name}." for p, name in right if p.name != name]
+    return f"nnU-Net wants DatasetXXX_Name. {' '.join(renamed)}" if renamed else ""
 
 
 def unlabelled_folder(data_identifier: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -92,6 +95,21 @@ def joined(device: torch.device) -> Iterator[int]:
     # the group is broken after an error, and would only wait for the lost process
     signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
+
+
+def run_under_torchrun(processes: int, words: Sequence[str]) -> None:
+    """Run a command of `hssl` as several processes of this machine, and wait for it.
+
+    Args:
+        processes: how many; on `cuda` each takes a GPU.
+        words: the command, without `hssl`.
+
+    Raises:
+        HSSLError: it has failed; each process has said why.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "hssl_nnunet"]
+    if code := subprocess.call([sys.executable, *launcher, *words]):
+        raise HSSLError(f"`hssl {shlex.join(words)}` on {processes} processes ended with exit code {code}, see above.")
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json
-from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name
+from hssl_nnunet.errors import HSSLError, unknown_name
+from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name, target_plans_name
+from hssl_nnunet.nnunet_plans import read_plans
 from hssl_nnunet.paths import dataset_name, preprocessed_dir, results_dir
-from hssl_nnunet.plan_schema import corpus_block
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, load_preset
+from hssl_nnunet.preflight import check_fold, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import check_shares
+from hssl_nnunet.remedies import corpus_command, preprocess_command
 from hssl_nnunet.slurm_scripts import Allocation, Script
 
 # checking and fingerprinting begin anew each time: a time limit that is too short for them would requeue for ever
@@ -85,15 +89,23 @@ def chain(
         targets: ids or names of the targets.
         folds: folds of each target.
         configuration: nnU-Net's configuration, of corpus and targets.
-        plans_name: the targets' plans.
+        plans_name: the targets' plans, seeded or not.
         pretraining_on: what the pretraining runs on.
         seeding_on: what the seeding of each target runs on; it computes on a CPU.
         finetuning_on: what each fold of each target runs on.
 
     Raises:
-        HSSLError: the corpus or a target does not exist.
+        HSSLError: a job would end at its start: the corpus or a target, or plans of theirs, a configuration or images
+            are missing, a target is the corpus or has another network, a fold is wrong, or the processes of the
+            pretraining cannot share its steps.
     """
-    name, names = dataset_name(corpus), [dataset_name(target) for target in targets]
+    name, names = _corpus_name(corpus), [dataset_name(target) for target in targets]
+    if name in names:
+        raise HSSLError(f"{name} is the corpus, and has no masks to train with. Name datasets with masks with `-t`.")
+    plans_name = plans_name.removesuffix(SEEDED_SUFFIX)
+    block = check_pretraining(corpus, None, configuration, pretraining_on.nodes * pretraining_on.processes)
+    for target in names:
+        _check_target(target, plans_name, configuration, folds, block.domains[0])
     run = f"{PRETRAIN_TRAINER}__{corpus_plans_name(name)}__{configuration}"
     weights = str(results_dir() / name / run / "fold_all" / "hssl.safetensors")
     first = pretraining(corpus, [corpus, "-c", configuration], pretraining_on)
@@ -104,21 +116,115 @@ def chain(
     return [first, seeding, last]
 
 
-def check_processes(corpus: str, plans_name: str | None, processes: int) -> None:
-    """Refuse a pretraining whose processes cannot share its steps, before it waits in a queue.
+def check_pretraining(corpus: str, plans_name: str | None, configuration: str, processes: int) -> CorpusBlock:
+    """Refuse a pretraining that would end at its start, before it waits in a queue.
 
     Args:
         corpus: id or name of the corpus.
         plans_name: its plans; None = the only ones with an `hssl` block.
+        configuration: one of the plans'.
         processes: over all machines.
 
+    Returns:
+        The `hssl` block of the plans.
+
     Raises:
-        HSSLError: they cannot, or the corpus or its plans are missing.
+        HSSLError: the corpus, its plans or the configuration is missing, or the processes cannot share its steps.
     """
+    name = _corpus_name(corpus)
+    plans_name = plans_name or corpus_plans_name(name)
+    path = preprocessed_dir() / name / f"{plans_name}.json"
+    block = corpus_block(read_corpus_plans(name, plans_name, configuration), path)
     if processes > 1:
-        name = dataset_name(corpus)
-        path = preprocessed_dir() / name / f"{plans_name or corpus_plans_name(name)}.json"
-        check_shares(corpus_block(read_json(path), path).pretraining.chunks_per_step, processes, path)
+        check_shares(block.pretraining.chunks_per_step, processes, path)
+    return block
+
+
+def check_finetuning(dataset: str, plans_name: str | None, configuration: str, fold: str) -> None:
+    """Refuse the training of a fold that would end at its start, before it waits in a queue.
+
+    Args:
+        dataset: id or name of the target.
+        plans_name: plans that `hssl seed` wrote; None = `nnUNetPlans_HSSL` or the only `*_HSSL`.
+        configuration: one of the plans'.
+        fold: 0 to 4 or `all`.
+
+    Raises:
+        HSSLError: the target, its plans, the configuration or its images are missing, or the fold is wrong.
+    """
+    name = dataset_name(dataset)
+    plans = read_target_plans(name, plans_name or target_plans_name(name), configuration)
+    _check_fold(data_folder(preprocessed_dir() / name, plans, configuration), fold)
+
+
+def check_preprocessing(datasets: Sequence[str], configurations: Sequence[str], preset: str) -> None:
+    """Refuse a preprocessing that would end at its start, before it waits in a queue.
+
+    Args:
+        datasets: ids or names.
+        configurations: nnU-Net's configurations.
+        preset: name of the preset.
+
+    Raises:
+        HSSLError: a dataset is missing or empty, or a configuration or the preset is unknown.
+    """
+    from hssl_nnunet.corpus.cases import read_raw_dataset
+    from hssl_nnunet.corpus.preprocess import CONFIGURATIONS
+
+    for dataset in datasets:
+        read_raw_dataset(dataset)
+    for configuration in configurations:
+        if configuration not in CONFIGURATIONS:
+            raise unknown_name("configuration", configuration, CONFIGURATIONS)
+    load_preset(preset)
+
+
+def check_planned(dataset: str, plans_name: str, configuration: str) -> None:
+    """Refuse a dataset without the plans that a benchmark starts from.
+
+    Args:
+        dataset: name of the dataset.
+        plans_name: name of the plans.
+        configuration: nnU-Net's configuration.
+
+    Raises:
+        HSSLError: the plans or the configuration is missing.
+    """
+    path = preprocessed_dir() / dataset / f"{plans_name}.json"
+    plans = read_plans(path, f"Run `{preprocess_command(dataset, plans_name, configuration)}` first.")
+    if configuration not in plans["configurations"]:
+        raise unknown_name(f"configuration of {path}", configuration, plans["configurations"])
+
+
+def _check_target(name: str, plans_name: str, configuration: str, folds: Sequence[str], domain: DomainPlan) -> None:
+    """Refuse a target whose seeding or training would end at its start, once a corpus of such domains is pretrained."""
+    plans = read_target_plans(name, plans_name, configuration)
+    chosen = plans["configurations"][configuration]
+    if chosen.get("previous_stage"):
+        raise HSSLError(f"{configuration} of {name} builds on another stage, hence is not seeded. Choose another `-c`.")
+    learned, own = _network(domain.architecture), _network(chosen.get("architecture", domain.architecture))
+    if learned != own:
+        remedy = preprocess_command(name, domain.plans_name, configuration)
+        raise HSSLError(
+            f"{plans_name} of {name} plan a {own}, the corpus is pretrained with a {learned}. Run `{remedy}`, and add "
+            f"`-p {domain.plans_name}`."
+        )
+    for fold in folds:
+        _check_fold(data_folder(preprocessed_dir() / name, plans, configuration), fold)
+
+
+def _corpus_name(corpus: str) -> str:
+    return dataset_name(corpus, f"Run `{corpus_command(corpus)}` first.")
+
+
+def _network(architecture: Mapping[str, Any]) -> str:
+    return str(architecture.get("network_class_name")).rpartition(".")[2]
+
+
+def _check_fold(data: Path, fold: str) -> None:
+    if fold != "all" and not fold.isdecimal():
+        raise HSSLError(f"Fold '{fold}' is neither a number (0 to 4) nor 'all'.")
+    check_fold(data, fold)
 
 
 def _resuming(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -14,8 +14,14 @@ STRICT = ConfigDict(extra="forbid")  # as a dataclass' `__pydantic_config__`: an
 T = TypeVar("T")
 
 
-def parse(kind: type[T], content: Any, source: str | Path) -> T:
+def parse(kind: type[T], content: Any, source: str | Path, remedy: str = "") -> T:
     """Build `kind` from parsed JSON; every wrong, missing or unknown key is named.
+
+    Args:
+        kind: a dataclass, or a list, tuple or dictionary of such.
+        content: the parsed JSON.
+        source: the file, for errors.
+        remedy: the sentence that tells how to get a good file; the last line of the errors.
 
     Raises:
         HSSLError: with each key (as `loss.tau`), what was got, the known keys where it is unknown, and the file.
@@ -24,11 +30,12 @@ def parse(kind: type[T], content: Any, source: str | Path) -> T:
         return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         lines = [_line(kind, dict(e)) for e in error.errors()]
-        raise HSSLError(f"{source} is not a valid {kind.__name__}:\n" + "\n".join(lines)) from None
+        told = [f"{source} is not a valid {kind.__name__}:", *lines, *([remedy] if remedy else [])]
+        raise HSSLError("\n".join(told)) from None
 
 
 def _line(kind: Any, error: dict[str, Any]) -> str:
-    told = f"  {'.'.join(map(str, error['loc']))}: {error['msg']} (got {error['input']!r:.80})"
+    told = f"  {'.'.join(map(str, error['loc'])) or 'all of it'}: {error['msg']} (got {error['input']!r:.80})"
     if error["type"] != "unexpected_keyword_argument":
         return told
     for key in error["loc"][:-1]:

@@ -113,6 +113,14 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"seconds": {"one": "long"}}', "half a fi"])
+def test_a_damaged_journal_is_named_and_left_alone(tmp_path, content):
+    (tmp_path / "demo.json").write_text(content)
+    with pytest.raises(HSSLError, match=f"(?s){tmp_path / 'demo.json'} .*hssl demo --out DIR"):
+        run_demo(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
+
+
 def test_a_finished_stage_is_not_repeated_and_a_failed_one_is(tmp_path, capsys):
     calls = []
 

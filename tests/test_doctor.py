@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,12 +34,42 @@ def test_a_sound_machine_passes_and_every_other_line_has_a_remedy():
 
 
 def test_a_missing_folder_fails_with_the_command_that_makes_it(monkeypatch, unset, tmp_path: Path):
-    monkeypatch.setenv(ENV_RAW, str(tmp_path / "nowhere"))
+    nowhere = tmp_path / "it's here"
+    monkeypatch.setenv(ENV_RAW, str(nowhere))
     unset(ENV_PREPROCESSED)
     found = by_name()
-    assert (found[ENV_RAW].status, found[ENV_RAW].remedy) == ("failed", f"mkdir -p '{tmp_path / 'nowhere'}'")
+    assert found[ENV_RAW].status == "failed"
+    assert shlex.split(found[ENV_RAW].remedy) == ["mkdir", "-p", str(nowhere)]
     assert found[ENV_PREPROCESSED].remedy.startswith(f"export {ENV_PREPROCESSED}=")
     assert doctor.run_doctor(Console(file=io.StringIO())) == 1
+
+
+def test_a_file_in_place_of_a_folder_is_not_to_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(ENV_RAW, str(tmp_path / "file"))
+    check = doctor.folder(ENV_RAW)
+    assert check.status == "failed" and "is a file, expected a folder" in check.found
+    assert check.remedy.startswith(f"export {ENV_RAW}=")
+
+
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "nnUNet_def_n_proc", "nnUNet_n_proc_DA"])
+@pytest.mark.parametrize("value", ["many", "", "-1", "2,1"])
+def test_a_number_that_is_none_is_told_instead_of_what_follows_from_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+):
+    monkeypatch.setenv(variable, value)
+    found = by_name()
+    assert found[variable].status == "failed" and f"unset {variable}" in found[variable].remedy
+    assert found["trainers"].remedy.startswith(f"Set {variable} right first")
+    monkeypatch.setenv(variable, "3")
+    assert doctor.number(variable, "").status == "ok"
+    monkeypatch.delenv(variable)
+    assert doctor.number(variable, "one").found == "not set (one)"
+
+
+def test_the_report_holds_no_warning_of_other_packages(nnunet_folders):
+    done = subprocess.run([sys.executable, "-m", "hssl_nnunet", "doctor"], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and "Warning" not in done.stdout
 
 
 def test_a_broken_neighbour_in_the_trainer_folders_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -72,6 +105,7 @@ def test_another_nnunet_or_a_missing_package_fails():
     assert doctor.package("nnunetv2", "2.8.1").status == "ok"
     assert doctor.package("torch", "2.7.0").status == "ok"
     assert doctor.package("torch", "not installed").remedy == "pip install torch"
+    assert doctor.package("hssl_nnunet", "not installed").remedy.startswith("pip install -e .")
 
 
 def test_little_room_is_a_warning(monkeypatch: pytest.MonkeyPatch):

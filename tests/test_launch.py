@@ -5,17 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from hssl_nnunet import launch
+from hssl_nnunet import device, launch
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.locks import claimed
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, ENV_TRAINERS, trainers_dir
+from hssl_nnunet.plan_schema import (
+    CorpusBlock,
+    DomainPlan,
+    TargetBlock,
+    finetuning_plan,
+    load_preset,
+    pretraining_plan,
+)
+from hssl_nnunet.typed_json import to_json
 
 NAME = "Dataset004_Toy"
+EPOCHS = 2
 HOLD = """
 import os, sys, time
 from pathlib import Path
@@ -37,6 +48,8 @@ def target(nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(variable, "1")
     folder = nnunet_folders[ENV_PREPROCESSED] / NAME
     (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
+    for case in range(5):
+        (folder / "nnUNetPlans_3d_fullres" / f"case_{case}.pkl").touch()
     write_plans(folder, "nnUNetPlans_HSSL", role="target")
     threads = torch.get_num_threads()
     yield folder
@@ -56,9 +69,37 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 
 
 def write_plans(folder: Path, name: str, role: str | None) -> None:
-    configuration = {"data_identifier": "nnUNetPlans_3d_fullres"}
-    plans = {"plans_name": name, "configurations": {"3d_fullres": configuration}}
-    (folder / f"{name}.json").write_text(json.dumps(plans | ({"hssl": {"role": role}} if role else {})))
+    fullres = {"data_identifier": "nnUNetPlans_3d_fullres"}
+    configurations = {"3d_fullres": fullres, "2d": {"data_identifier": "nnUNetPlans_2d"}}
+    plans = {"plans_name": name, "configurations": configurations}
+    (folder / f"{name}.json").write_text(json.dumps(plans | ({"hssl": to_json(block(role))} if role else {})))
+
+
+def block(role: str) -> CorpusBlock | TargetBlock:
+    """An `hssl` block of `EPOCHS` epochs."""
+    preset = load_preset("cpu")
+    if role == "target":
+        finetuning = finetuning_plan(preset, num_epochs=EPOCHS)
+        return TargetBlock(weights=None, weights_sha256=None, finetuning=finetuning)
+    domain = DomainPlan(
+        dataset_name=NAME,
+        plans_name="nnUNetPlans",
+        data_identifier="nnUNetPlans_3d_fullres",
+        modality="MR",
+        groups=("MR",),
+        num_images=5,
+        spacing=(1.0, 1.0, 1.0),
+        patch_size=(16, 16, 16),
+        architecture={},
+    )
+    return CorpusBlock(domains=(domain,), pretraining=pretraining_plan(preset, num_epochs=EPOCHS))
+
+
+def finished(folder: Path, last: str, epochs: int) -> None:
+    """What a training of so many epochs leaves: its final checkpoint, and the file it writes last."""
+    (folder / last).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"current_epoch": epochs}, folder / "checkpoint_final.pth")
+    (folder / last).touch()
 
 
 @pytest.mark.parametrize("scratch, trainer", [(False, "nnUNetTrainerHSSLFinetune"), (True, "nnUNetTrainerHSSLScratch")])
@@ -94,15 +135,106 @@ def test_pretrain_takes_fold_all_and_the_only_corpus_plans(target, calls):
     assert calls[0]["continue_training"] is True
 
 
-def test_a_finished_training_is_not_overwritten(target, calls):
+def test_a_training_is_not_overwritten(target, calls):
     folder = launch.finetune(4, "3d_fullres", 0, device="cpu")
+    (folder / "checkpoint_latest.pth").touch()
+    with pytest.raises(HSSLError, match=r"already holds a training \(checkpoint_latest.pth\). Add --c to continue it"):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")
     (folder / "checkpoint_final.pth").touch()
-    with pytest.raises(HSSLError, match=r"checkpoint_final.*--c.*move the folder away"):
+    with pytest.raises(HSSLError, match="is finished: .*Move the folder away.*raise `num_epochs` in .*_HSSL.json and"):
         launch.finetune(4, "3d_fullres", 0, device="cpu")
     assert len(calls) == 1
-    launch.finetune(4, "3d_fullres", 0, device="cpu", continue_training=True)
     launch.finetune(4, "3d_fullres", 1, device="cpu")
+    launch.finetune(4, "3d_fullres", "02", device="cpu")
+    assert [call["positional"][2] for call in calls] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind, last", [("pretrain", "hssl.safetensors"), ("finetune", "validation/summary.json")])
+def test_a_finished_training_is_continued_only_when_the_plans_want_more(target, calls, capsys, kind: str, last: str):
+    if kind == "pretrain":
+        write_plans(target, "nnUNetPlans", role="corpus")
+    arguments = (4,) if kind == "pretrain" else (4, "3d_fullres", 0)
+    run = partial(getattr(launch, kind), *arguments, device="cpu", continue_training=True)
+    folder = run()
+    assert len(calls) == 1
+    finished(folder, last, EPOCHS)
+    kept = (folder / "checkpoint_final.pth").read_bytes()
+    assert run() == folder
+    assert f"{folder} is already finished (`num_epochs` is {EPOCHS})" in capsys.readouterr().out
+    assert len(calls) == 1 and (folder / "checkpoint_final.pth").read_bytes() == kept
+    (folder / last).unlink()  # as after a stop between the last epoch and the end
+    run()
+    assert len(calls) == 2
+    finished(folder, last, EPOCHS - 1)  # `num_epochs` was raised
+    run()
     assert len(calls) == 3
+    finished(folder, last, EPOCHS + 1)
+    run()
+    assert len(calls) == 3
+    os.utime(folder / last, ns=(0, 0))  # of the end before `num_epochs` was raised
+    run()
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    "cases, fold, message",
+    [
+        (
+            3,
+            0,
+            r"^3 cases cannot make nnU-Net's five folds. Use fold `all`, or write .*splits_final.json: \[{.train.: ",
+        ),
+        (5, 5, "There is no fold 5, only 0, 1, 2, 3, 4: .* random split"),
+    ],
+)
+def test_a_fold_that_nnunet_cannot_split_off(target, calls, cases: int, fold: int, message: str):
+    for path in sorted((target / "nnUNetPlans_3d_fullres").glob("*.pkl"))[cases:]:
+        path.unlink()
+    with pytest.raises(HSSLError, match=message):
+        launch.finetune(4, "3d_fullres", fold, device="cpu")
+    assert not calls
+    launch.finetune(4, "3d_fullres", "all", device="cpu")
+    (target / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}] * (fold + 1)))
+    launch.finetune(4, "3d_fullres", fold, device="cpu")
+    assert len(calls) == 2
+    with pytest.raises(HSSLError, match=f"no fold {fold + 1}"):
+        launch.finetune(4, "3d_fullres", fold + 1, device="cpu")
+
+
+def test_results_that_are_a_file(target, calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(ENV_RESULTS, str(tmp_path / "file"))
+    with pytest.raises(HSSLError, match=rf"Cannot write {tmp_path / 'file'}.*Not a directory"):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")
+    assert not calls
+
+
+def test_an_error_of_the_training_itself_is_not_taken_for_one_of_the_folder(target, monkeypatch):
+    from nnunetv2.run import run_training
+
+    def failing(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError("a bug")
+
+    monkeypatch.setattr(run_training, "run_training", failing)
+    with pytest.raises(FileNotFoundError, match="a bug"):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")
+
+
+@pytest.mark.parametrize("value, expected", [("2,1", 2), ("3", 3), ("", 5)])
+def test_threads_are_those_of_the_outermost_region(monkeypatch, value: str, expected: int):
+    got: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", got.append)
+    monkeypatch.setattr(device, "available_cpus", lambda: 5)
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    device.set_threads(torch.device("cpu"))
+    assert got == [expected]
+
+
+@pytest.mark.parametrize("value", ["many", "0", "²", "-1"])
+def test_threads_that_are_no_number(monkeypatch, value: str):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    with pytest.raises(HSSLError, match=f"OMP_NUM_THREADS is '{value}'.*unset OMP_NUM_THREADS"):
+        device.set_threads(torch.device("cpu"))
 
 
 def test_ctrl_c_names_the_way_back(target, monkeypatch, capsys):
@@ -167,9 +299,15 @@ def test_plans_must_be_unambiguous(target):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"configuration": "3d_lowres"}, "Unknown configuration .*'3d_lowres'. Known: 3d_fullres"),
+        ({"configuration": "3d_lowres"}, "Unknown configuration .*'3d_lowres'. Known: 2d, 3d_fullres"),
+        ({"configuration": "2d"}, "_2d does not exist.*`hssl plan_and_preprocess -d Dataset004_Toy -c 2d`"),
         ({"fold": "first"}, "Fold 'first'"),
-        ({"plans_name": "nnUNetPlans_Typo"}, "nnUNetPlans_Typo.json does not exist"),
+        ({"fold": "²"}, "Fold '²'"),
+        ({"plans_name": "nnUNetPlans_Typo"}, "nnUNetPlans_Typo.json does not exist. Plans there: nnUNetPlans_HSSL;"),
+        (
+            {"plans_name": "nnUNetCPUPlans_HSSL"},
+            "`hssl plan_and_preprocess -d Dataset004_Toy --preset cpu`, then `hssl seed -d .* -p nnUNetCPUPlans`",
+        ),
         ({"device": "tpu"}, "Unknown device 'tpu'. Known: cpu, cuda, mps"),
         ({"num_gpus": 2}, "-num_gpus 2, but 0 GPUs are visible for -device cpu"),
         ({"dataset": 7}, "Dataset '7' was not found"),
@@ -182,23 +320,31 @@ def test_mistakes_are_found_before_the_training_starts(target, calls, arguments:
     assert not calls
 
 
-def test_missing_preprocessed_images_are_named(target, calls):
-    (target / "nnUNetPlans_3d_fullres").rmdir()
-    with pytest.raises(HSSLError, match="nnUNetPlans_3d_fullres does not exist.*plan_and_preprocess"):
-        launch.finetune(4, "3d_fullres", 0, device="cpu")
+def test_a_corpus_that_is_not_there_is_to_be_made(target):
+    with pytest.raises(HSSLError, match="Dataset '77' was not found.*`hssl corpus -d DATASET... -o 77`"):
+        launch.pretrain(77)
+
+
+def test_missing_seeded_plans_are_to_be_seeded_from_the_plans_that_are_there(target):
+    (target / "nnUNetPlans_HSSL.json").unlink()
+    with pytest.raises(HSSLError, match=f"Run `hssl plan_and_preprocess -d {NAME} -c 2d`, then `hssl seed -d {NAME} "):
+        launch.target_plans_name(NAME, "2d")
+    write_plans(target, "nnUNetCPUPlans", role=None)
+    with pytest.raises(HSSLError, match=rf"Run `hssl seed -d {NAME} -w hssl.safetensors -p nnUNetCPUPlans -c 2d`\.$"):
+        launch.target_plans_name(NAME, "2d")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_the_cpu_is_taken_and_cuda_refused():
-    assert launch.choose_device(None) == torch.device("cpu")
+    assert device.choose_device(None) == torch.device("cpu")
     with pytest.raises(HSSLError, match="-device cuda"):
-        launch.choose_device("cuda")
+        device.choose_device("cuda")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_with_a_gpu_it_is_taken():
-    assert launch.choose_device(None) == torch.device("cuda")
+    assert device.choose_device(None) == torch.device("cuda")
 
 
 @pytest.mark.parametrize("cores, expected", [(2, "1"), (64, None)])

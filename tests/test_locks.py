@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hssl_nnunet.locks import claimed, in_use
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.locks import LOCK_FILE, claimed, in_use
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no record locks")
 IMPORTS = "import sys, time\nfrom pathlib import Path\nfrom hssl_nnunet.locks import claimed, in_use\n"
@@ -64,3 +66,38 @@ def test_two_who_look_do_not_see_each_other(tmp_path: Path, start: Start) -> Non
         pass
     start(LOOK)
     assert not any(in_use(tmp_path) for _ in range(CLAIMS))
+
+
+def test_who_holds_refuses_the_next(tmp_path: Path, start: Start) -> None:
+    start(HOLD)
+    with pytest.raises(HSSLError, match=f"Another process trains in {tmp_path}"), claimed(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / LOCK_FILE).touch()
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    monkeypatch.setattr(fcntl, "fcntl", no_locks)
+    with pytest.raises(HSSLError, match=rf"Cannot lock {tmp_path}.*: No locks available\. .*NFS"), claimed(tmp_path):
+        pass
+    with pytest.raises(HSSLError, match="No locks available"):
+        in_use(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(HSSLError, match=f"Cannot write {file / below}.*: Not a directory"), claimed(file / below):
+        pass
+
+
+def test_what_goes_wrong_inside_is_not_the_locks(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="of the training"), claimed(tmp_path / "new"):
+        raise PermissionError("of the training")
+    assert (tmp_path / "new" / LOCK_FILE).is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -166,16 +167,41 @@ def test_submitting_by_the_script_hands_on_the_ids_of_jobs_of_any_name(tmp_path:
     ]
 
 
+NETWORK = {"network_class_name": "a.b.PlainConvUNet"}
+CONFIGURATIONS = {
+    "3d_fullres": {"data_identifier": "images", "architecture": NETWORK},
+    "3d_lowres": {"data_identifier": "small_images", "architecture": NETWORK},
+    "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+}
+
+
 def write_corpus_plans(nnunet_folders: dict[str, Path], **values: object) -> Path:
     """Plans of a corpus 900, and a target 61."""
-    (nnunet_folders["nnUNet_raw"] / "Dataset061_Ball").mkdir()
+    write_target(nnunet_folders)
     domain = {"dataset_name": "Dataset061_Ball", "plans_name": "nnUNetPlans", "data_identifier": "d", "modality": "CT"}
-    domain |= {"groups": ["g"], "num_images": 4, "spacing": [1, 1, 1], "patch_size": [8, 8, 8], "architecture": {}}
+    domain |= {"groups": ["g"], "num_images": 4, "spacing": [1, 1, 1], "patch_size": [8, 8, 8], "architecture": NETWORK}
     pretraining = to_json(pretraining_plan(load_preset("default"), **values))
     block = {"role": "corpus", "format_version": 1, "domains": [domain], "pretraining": pretraining}
     path = nnunet_folders["nnUNet_preprocessed"] / "Dataset900_Corpus" / "nnUNetPlans.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"plans_name": "nnUNetPlans", "hssl": block}))
+    path.write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": CONFIGURATIONS, "hssl": block}))
+    return path
+
+
+def write_target(
+    nnunet_folders: dict[str, Path], name: str = "Dataset061_Ball", plans_name: str = "nnUNetPlans"
+) -> Path:
+    """Plans of a target of which 3d_fullres is preprocessed, and its raw folder."""
+    raw, folder = (nnunet_folders[f"nnUNet_{kind}"] / name for kind in ("raw", "preprocessed"))
+    (raw / "imagesTr").mkdir(parents=True)
+    (raw / "imagesTr" / "case_0_0000.nii.gz").touch()
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "numTraining": 5, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(about))
+    (folder / "images").mkdir(parents=True)
+    for case in range(5):
+        (folder / "images" / f"case_{case}.pkl").touch()
+    path = folder / f"{plans_name}.json"
+    path.write_text(json.dumps({"plans_name": plans_name, "configurations": CONFIGURATIONS}))
     return path
 
 
@@ -236,11 +262,88 @@ def test_worker_processes_stay_within_the_allocation() -> None:
     assert done.stdout.strip() == "1"
 
 
-def test_options_may_come_before_the_corpus(tmp_path: Path) -> None:
-    typed = ["slurm", "pretrain", "--scripts", str(tmp_path), "-c", "3d_lowres", "900"]
-    result = CliRunner().invoke(app, typed)
-    assert result.exit_code == 0, result.output
+def test_options_may_come_before_the_corpus(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
+    write_corpus_plans(nnunet_folders)
+    code, said = hssl_slurm(tmp_path, "pretrain", "-c", "3d_lowres", "900")
+    assert code == 0, said
     assert "hssl pretrain -c 3d_lowres 900 --c" in (tmp_path / "pretrain_900.sbatch").read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("pretrain", "99"), "Dataset '99' was not found .* Run `hssl corpus -d DATASET... -o 99` first"),
+        (("pretrain", "61"), "Dataset061_Ball holds no plans with an `hssl` block"),
+        (("pretrain", "900", "-c", "3d_fulres"), "Unknown configuration .*'3d_fulres'. Known: .*3d_fullres"),
+        (("pretrain", "900", "-p", "X"), "X.json does not exist. Plans there: nnUNetPlans"),
+        (("pretrain", "900", "-device", "gpu"), "Unknown device 'gpu'. Known: cpu, cuda, mps"),
+        (("finetune", "99", "3d_fullres", "0"), "Dataset '99' was not found"),
+        (("finetune", "61", "3d_fullres", "0"), "holds no seeded plans .*hssl seed -d Dataset061_Ball"),
+        (("finetune", "61", "3d_fulres", "0", "-p", "nnUNetPlans"), "Unknown configuration .*'3d_fulres'"),
+        (("finetune", "61", "3d_lowres", "0", "-p", "nnUNetPlans"), "small_images does not exist"),
+        (("finetune", "61", "3d_fullres", "0", "x", "-p", "nnUNetPlans"), "Fold 'x' is neither a number"),
+        (("finetune", "61", "3d_fullres", "0", "7", "-p", "nnUNetPlans"), "There is no fold 7"),
+        (("preprocess", "-d", "61", "99"), "Dataset '99' was not found"),
+        (("preprocess", "-d", "61", "--preset", "huge"), "Unknown preset 'huge'"),
+        (("preprocess", "-d", "61", "-c", "3d_fulres"), "Unknown configuration '3d_fulres'. Known: 2d"),
+        (("benchmark", "-d", "99", "-o", "b"), "Dataset '99' was not found"),
+        (("benchmark", "-d", "61", "-o", "b", "--budgets", "0"), "Budget '0'"),
+        (("benchmark", "-d", "61", "-o", "b", "--arms", "fooo"), "Unknown arm 'fooo'"),
+        (("benchmark", "-d", "61", "-o", "b", "--preset", "cpu"), "nnUNetCPUPlans.json does not exist.*--preset cpu"),
+        (("benchmark", "-d", "61", "-o", "b", "-c", "3d_fulres"), "Unknown configuration .*'3d_fulres'"),
+        (("chain", "99", "-t", "61"), "Dataset '99' was not found .* Run `hssl corpus"),
+        (("chain", "900", "-t", "99"), "Dataset '99' was not found"),
+        (("chain", "900", "-t", "61", "-t", "900"), "Dataset900_Corpus is the corpus, and has no masks"),
+        (("chain", "900", "-t", "61", "-t", "62"), "nnUNetPlans.json does not exist. Plans there: nnUNetCPUPlans"),
+        (("chain", "900", "-t", "63"), "plan a ResidualEncoderUNet, the corpus is pretrained with a PlainConvUNet"),
+        (("chain", "900", "-t", "61", "-c", "3d_fulres"), "Unknown configuration .*'3d_fulres'"),
+        (("chain", "900", "-t", "61", "-c", "3d_lowres"), "small_images does not exist"),
+        (("chain", "900", "-t", "61", "-c", "3d_cascade_fullres"), "builds on another stage"),
+        (("chain", "900", "-t", "61", "-f", "x"), "Fold 'x' is neither a number"),
+        (("chain", "900", "-t", "61", "-f", "5"), "There is no fold 5"),
+    ],
+)
+def test_a_name_that_is_wrong_does_not_wait_in_a_queue_to_be_found(
+    typed: tuple[str, ...], said: str, nnunet_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    write_corpus_plans(nnunet_folders)
+    write_target(nnunet_folders, "Dataset062_Cpu", "nnUNetCPUPlans")
+    path = write_target(nnunet_folders, "Dataset063_Residual")
+    path.write_text(path.read_text().replace("PlainConvUNet", "ResidualEncoderUNet"))
+    code, told = hssl_slurm(tmp_path / "slurm", *typed)
+    assert code == 1 and re.search(said, told), told
+    assert not (tmp_path / "slurm").exists()
+
+
+def test_what_is_there_is_accepted(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
+    write_corpus_plans(nnunet_folders)
+    write_target(nnunet_folders, "Dataset062_Cpu")
+    folder = tmp_path / "slurm"
+    for typed in (
+        ("pretrain", "900", "-device", "cuda"),
+        ("finetune", "61", "3d_fullres", "0", "all", "-p", "nnUNetPlans"),
+        ("preprocess", "-d", "61", "62", "-c", "3d_fullres", "2d"),
+        ("benchmark", "-d", "61", "--domains", "61", "62", "-o", str(tmp_path / "b"), "--budgets", "2", "5%"),
+        ("chain", "900", "-t", "61", "-t", "62"),
+    ):
+        code, said = hssl_slurm(folder, *typed)
+        assert code == 0, said
+    assert not (tmp_path / "b").exists()
+
+
+def test_targets_of_a_chain_may_have_been_seeded_before(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
+    write_corpus_plans(nnunet_folders)
+    code, said = hssl_slurm(tmp_path, "chain", "900", "-t", "61", "-p", "nnUNetPlans_HSSL")
+    assert code == 0, said
+    assert "-p nnUNetPlans -c" in (tmp_path / "seed_900.sbatch").read_text()
+    assert "-p nnUNetPlans_HSSL --c" in (tmp_path / "finetune_900.sbatch").read_text()
+
+
+def test_a_quote_that_is_not_closed_is_told(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
+    write_corpus_plans(nnunet_folders)
+    code, said = hssl_slurm(tmp_path / "slurm", "pretrain", "--sbatch", '--gres="x', "900")
+    assert code == 2 and "No closing quotation" in said
+    assert not (tmp_path / "slurm").exists()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ def test_a_wrong_key_is_told(kind: Any, content: dict[str, Any], said: str) -> N
         parse(kind, content, "a.json")
 
 
+def test_content_that_is_no_object_is_told_with_the_remedy_last() -> None:
+    with pytest.raises(HSSLError, match=r"(?s)^a.json is not a valid Inner:\n  all of it: .*\(got \[\]\)\nRun it\.$"):
+        parse(Inner, [], "a.json", "Run it.")
+
+
 def test_what_is_written_reads_back() -> None:
     outer = Outer(one=Inner(tau=0.5), many=(Inner(tau=2), Inner(tau=3, rate=4)), maybe=Inner(tau=1))
     assert parse(Outer, to_json(outer), "a.json") == outer

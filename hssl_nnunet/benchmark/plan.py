@@ -180,7 +180,7 @@ def _resolved_arm(plans_name: str, base: dict[str, dict[str, Any]], name: str, a
 
 
 def _whole_arm(plan: BenchmarkPlan, name: str) -> dict[str, Any]:
-    """An arm with every value of its plans, for it may say a default or leave it out; how it is described may change."""
+    """An arm with every value of its plans, a default said or left out; its description may change."""
     base: dict[str, dict[str, Any]] = {"pretraining": plan.pretraining, "finetuning": plan.finetuning}
     values = {key: value for key, value in to_json(plan.arms[name]).items() if key != "description"}
     return {**values, **_resolved_arm(plan.plans_name, base, name, plan.arms[name])}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
@@ -19,17 +21,59 @@ from hssl_nnunet.benchmark.job import FINETUNE, Run, pretraining_job, weights_th
 from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
 from hssl_nnunet.benchmark.leakage import audit, contents_of, patterns_of
 from hssl_nnunet.benchmark.metrics import Label, label_values
-from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan
+from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan, plan_from_options
 from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits, with_copies_joined, write_splits
 from hssl_nnunet.benchmark.workspace import Workspace, nnunet_splits
 from hssl_nnunet.corpus.patients import patient_of
+from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import preprocessed_dir
+from hssl_nnunet.plan_schema import load_preset
 from hssl_nnunet.ranks import available_cpus
 
 LABELS_FILE = "labels.json"
 READERS = 4  # threads that read masks
+
+
+def plan_as_typed(
+    *,
+    datasets: Sequence[str],
+    domains: Sequence[str] | None,
+    weights: Sequence[Path] | None,
+    arms: Sequence[str],
+    plans_name: str,
+    preset: str | None,
+    patient_regex: Sequence[str] | None,
+    values: Path | None,
+    **others: Any,
+) -> BenchmarkPlan:
+    """The plan of what follows `hssl benchmark run`, with what is not typed filled in, every name and value checked.
+
+    Args:
+        datasets: targets.
+        domains: datasets to pretrain on; None = the targets.
+        weights: weights files, each an arm of its own.
+        arms: the other arms.
+        plans_name: plans of the targets.
+        preset: the preset whose plans to take instead; None = `plans_name`.
+        patient_regex: how a case's name tells the patient.
+        values: the file of `--values`.
+        **others: options that `plan_from_options` takes as they are.
+
+    Raises:
+        HSSLError: an unknown dataset, arm, preset or value, or a wrong budget.
+    """
+    return plan_from_options(
+        command=shlex.join(["hssl", *sys.argv[1:]]),
+        datasets=datasets,
+        domains=domains or datasets,
+        plans_name=load_preset(preset).plans_name if preset else plans_name,
+        arms=[*arms, *(f"external:{path}" for path in weights or ())],
+        patient_regex=patient_regex or (),
+        values_file=values,
+        **others,
+    )
 
 
 def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | None) -> int:
@@ -43,7 +87,13 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
 
     Returns:
         Exit code: 0, or 1 when a job failed.
+
+    Raises:
+        HSSLError: the device, the part or the plan is refused; nothing is written then.
     """
+    choose_device(plan.device)
+    if part:
+        shard((), part)
     workspace = Workspace(folder)
     jobs, refused = prepare(workspace, plan)
     for (arm, name), images in refused.items():

@@ -14,6 +14,7 @@ from rich.table import Table
 from hssl_nnunet.corpus.candidates import (
     Image,
     images_of,
+    joined_problems,
     measured_candidates,
     orphan_notes,
     without_duplicates,
@@ -23,12 +24,12 @@ from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, deepest, read_
 from hssl_nnunet.corpus.fingerprint import PERCENTILES, worker_pool
 from hssl_nnunet.corpus.hierarchy import Groups, build_hierarchy
 from hssl_nnunet.corpus.integrity import Problem
-from hssl_nnunet.corpus.manifest import ImageRow, write_manifest
+from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, write_manifest
 from hssl_nnunet.corpus.patients import parse_patient_regexes
 from hssl_nnunet.corpus.picture import draw_fingerprint
 from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import write_json
+from hssl_nnunet.files import remove_file, write_json
 from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
 from hssl_nnunet.plan_schema import (
     DEFAULT_PLANS,
@@ -40,7 +41,6 @@ from hssl_nnunet.plan_schema import (
 )
 from hssl_nnunet.typed_json import to_json
 
-MANIFEST = "manifest.csv"
 FINGERPRINT, PICTURE = "hssl_fingerprint.json", "hssl_fingerprint.png"
 EXIT_QUARANTINED = 3
 
@@ -183,7 +183,7 @@ def _admitted(
         every = [c for d, s in enumerate(sources) for c in measured_candidates(d, s, patterns, mapper)]
     remaining, exclusion_notes = without_excluded(every, exclude_file, exclude_contents)
     images, duplicate_notes = without_duplicates(images_of(remaining, sources))
-    problems = [p for c in remaining for p in c.problems]
+    problems = joined_problems(p for c in remaining for p in c.problems)
     notes = exclusion_notes + duplicate_notes + orphan_notes(sources, every)
     for domain, source in enumerate(sources):
         if not any(i.candidate.domain == domain for i in images):
@@ -231,7 +231,7 @@ def _write(
 ) -> None:
     """Write the corpus, its plans last: without them no command takes the folder for a finished corpus."""
     for outdated in folder.glob("*.json"):  # plans of another name would not fit the new manifest
-        outdated.unlink()
+        remove_file(outdated)
     write_manifest(folder / MANIFEST, (_row(i, groups) for i in images))
     write_json(folder / FINGERPRINT, _fingerprint_json(images, fingerprints))
     draw_fingerprint(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hssl_nnunet.corpus.cases import Case
+from hssl_nnunet.corpus.cases import Case, dataset_id
 from hssl_nnunet.corpus.domain_plans import Source
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Mapper, Result, fingerprint_files
-from hssl_nnunet.corpus.integrity import Problem, read_quarantine
+from hssl_nnunet.corpus.integrity import Problem, channel_finding, read_quarantine
 from hssl_nnunet.corpus.modality import modality_of
 from hssl_nnunet.corpus.patients import Subject, excluded_subjects, patient_of, read_exclusions
 from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
+from hssl_nnunet.remedies import preprocess_command
 
 Measured = Mapping[str, Result]
 Quarantine = Mapping[str, list[Problem]]
+NOT_PREPROCESSED = "not preprocessed"
+SHOWN = 10  # cases named in one problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,15 +121,28 @@ def _problems(source: Source, case: Case, results: Sequence[Result], preprocesse
         return [Problem(name, case.name, bad.file, f"the image {bad.reason}", remedy) for bad in unreadable]
     found, expected = sum(map(len, results)), len(source.dataset.dataset_json["channel_names"])
     if found != expected:
-        what = f"{found} channel(s), but dataset.json names {expected}"
-        return [
-            Problem(name, case.name, str(case.images[0]), what, "Add the missing channel or correct channel_names.")
-        ]
+        return [Problem(name, case.name, str(case.images[0]), *channel_finding(found, expected))]
     path = preprocessed_dir() / preprocessed
     if not path.is_file():
-        number = int(name[len("Dataset") :].partition("_")[0])
-        return [Problem(name, case.name, str(path), "not preprocessed", f"Run `hssl plan_and_preprocess -d {number}`.")]
+        command = preprocess_command(dataset_id(name), source.plans["plans_name"], source.configuration_name)
+        return [Problem(name, case.name, str(path), NOT_PREPROCESSED, f"Run `{command}`.")]
     return []
+
+
+def joined_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems in their order; the cases of a dataset that only lack preprocessing share one: one command helps all."""
+    groups: dict[object, list[Problem]] = defaultdict(list)
+    for number, problem in enumerate(problems):
+        groups[problem.dataset if problem.what == NOT_PREPROCESSED else number].append(problem)
+    return [_joined(group) for group in groups.values()]
+
+
+def _joined(problems: Sequence[Problem]) -> Problem:
+    if len(problems) == 1:
+        return problems[0]
+    names = ", ".join(p.case for p in problems[:SHOWN])
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return replace(problems[0], case=names + more, file=str(Path(problems[0].file).parents[1]))
 
 
 def without_excluded(

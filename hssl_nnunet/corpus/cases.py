@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hssl_nnunet.corpus.dataset_json import read_dataset_json
+from hssl_nnunet.corpus.manifest import MANIFEST
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json
-from hssl_nnunet.paths import dataset_name, raw_dir
+from hssl_nnunet.paths import dataset_name, preprocessed_dir, raw_dir
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class RawDataset:
         labelled: cases of imagesTr with a mask; empty if `labels` is {} or labelsTr is missing or empty.
         unlabelled: all other cases of imagesTr, and those of imagesTs.
         stray: visible image files whose name lacks the channel suffix, as `_0000`.
+        note: what the user may not expect of the cases, or nothing.
     """
 
     name: str
@@ -49,39 +51,66 @@ class RawDataset:
     unlabelled: tuple[Case, ...]
     stray: tuple[Path, ...]
 
+    @property
+    def note(self) -> str | None:
+        """What the user may not expect of the cases."""
+        if self.labelled or not self.dataset_json["labels"]:
+            return None
+        return (
+            f"{self.name}: dataset.json names labels, but {self.folder / 'labelsTr'} holds no mask: its images are "
+            "treated as images without masks."
+        )
+
+
+def dataset_id(name: str) -> int:
+    """The 4 of `Dataset004_Hippocampus`.
+
+    Raises:
+        HSSLError: the name has no number there.
+    """
+    match = re.match(r"Dataset(\d+)_", name)
+    if match is None:
+        raise HSSLError(f"'{name}' is not a dataset name as Dataset004_Hippocampus. Rename the folder.")
+    return int(match[1])
+
 
 def read_raw_dataset(dataset_name_or_id: str | int) -> RawDataset:
     """List a dataset's cases; no image is read.
 
     Raises:
-        HSSLError: the dataset is missing in nnUNet_raw, holds no image, or its dataset.json lacks a key.
+        HSSLError: the dataset is missing in nnUNet_raw, holds no image, or its dataset.json is wrong.
     """
     name = dataset_name(dataset_name_or_id)
     folder = raw_dir() / name
     if not folder.is_dir():
-        raise HSSLError(f"{name} is not in {raw_dir()}. Run `hssl convert_msd -i TaskXX_Name` first.")
-    dataset_json = _read_dataset_json(folder)
+        raise _not_raw(name)
+    dataset_json = read_dataset_json(folder)
     training, stray = _training_cases(folder, dataset_json)
-    test, stray_test = _cases_of(folder / "imagesTs", dataset_json["file_ending"])
+    test, stray_test = _cases_of(folder / "imagesTs", dataset_json)
     if not training and not test:
-        raise HSSLError(
-            f"{folder / 'imagesTr'} holds no image named <case>_0000{dataset_json['file_ending']}. "
-            "Put the images there, or correct `file_ending` in dataset.json."
-        )
+        raise _without_images(folder, dataset_json["file_ending"], stray + stray_test)
     labelled = training if dataset_json["labels"] and _has_masks(folder, dataset_json) else []
     unlabelled = test if labelled else [Case(c.name, c.images, None) for c in training] + test
     return RawDataset(name, folder, dataset_json, tuple(labelled), tuple(unlabelled), tuple(stray + stray_test))
 
 
-def _read_dataset_json(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
-    content = read_json(path, "nnU-Net needs it; `hssl convert_msd` writes one.")
-    missing = [
-        k for k in ("channel_names", "labels", "file_ending") if not isinstance(content, dict) or k not in content
-    ]
-    if missing:
-        raise HSSLError(f"{path} lacks the key(s) {', '.join(missing)}. Add them, or run `hssl convert_msd` again.")
-    return dict(content)
+def _not_raw(name: str) -> HSSLError:
+    if (preprocessed_dir() / name / MANIFEST).is_file():
+        return HSSLError(f"{name} is a corpus: it holds no images of its own. Name the datasets that it joins instead.")
+    return HSSLError(f"{name} is not in {raw_dir()}. Run `hssl convert_msd -i TaskXX_Name` first.")
+
+
+def _without_images(folder: Path, file_ending: str, stray: list[Path]) -> HSSLError:
+    if stray:
+        first = stray[0].name
+        return HSSLError(
+            f"{folder}: the names of all {len(stray)} images, as {first}, lack the channel suffix `_0000`. "
+            f"Rename it to {first.removesuffix(file_ending)}_0000{file_ending}, and the others likewise."
+        )
+    return HSSLError(
+        f"{folder / 'imagesTr'} holds no image named <case>_0000{file_ending}. "
+        "Put the images there, or correct `file_ending` in dataset.json."
+    )
 
 
 def _training_cases(folder: Path, dataset_json: dict[str, Any]) -> tuple[list[Case], list[Path]]:
@@ -92,27 +121,36 @@ def _training_cases(folder: Path, dataset_json: dict[str, Any]) -> tuple[list[Ca
             for name, files in listed
         ]
         return cases, []
-    return _cases_of(folder / "imagesTr", dataset_json["file_ending"], folder / "labelsTr")
+    return _cases_of(folder / "imagesTr", dataset_json, folder / "labelsTr")
 
 
 def _absolute(folder: Path, file: str) -> Path:
     return Path(os.path.normpath(folder.absolute() / os.path.expandvars(file)))
 
 
-def _cases_of(folder: Path, file_ending: str, masks: Path | None = None) -> tuple[list[Case], list[Path]]:
-    """Cases of a folder by name, and the files whose name is not <case>_0000<file_ending>; hidden files are skipped."""
-    pattern = re.compile(r"(.+)_\d{4}" + re.escape(file_ending))
-    files: dict[str, list[Path]] = defaultdict(list)
+def _cases_of(folder: Path, dataset_json: dict[str, Any], masks: Path | None = None) -> tuple[list[Case], list[Path]]:
+    """Cases of a folder by name, and the files whose name is not <case>_0000<file_ending>; hidden files are skipped.
+
+    Four digits that are no channel of dataset.json belong to the case's name, as in `BRATS_0001`; beside all the
+    channels they are one too many, and the case is for `check_case` to refuse.
+    """
+    ending, channels = dataset_json["file_ending"], set(range(len(dataset_json["channel_names"])))
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    files: dict[str, dict[int, Path]] = defaultdict(dict)
     stray = []
-    for file in sorted(folder.glob(f"*{file_ending}")):
+    for file in sorted(p for p in folder.glob(f"*{ending}") if not p.name.startswith(".")):
         match = pattern.fullmatch(file.name)
-        if file.name.startswith("."):
-            continue
         if match is None:
             stray.append(file)
         else:
-            files[match[1]].append(file)
-    return [Case(n, tuple(f), masks / (n + file_ending) if masks else None) for n, f in sorted(files.items())], stray
+            files[match[1]][int(match[2])] = file
+    cases = []
+    for name, found in sorted(files.items()):
+        if found.keys() <= channels or found.keys() >= channels:
+            cases.append(Case(name, tuple(found.values()), masks / (name + ending) if masks else None))
+        else:
+            stray += found.values()
+    return cases, stray
 
 
 def _has_masks(folder: Path, dataset_json: dict[str, Any]) -> bool:

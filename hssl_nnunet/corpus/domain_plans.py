@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-from hssl_nnunet.corpus.cases import RawDataset, read_raw_dataset
+from hssl_nnunet.corpus.cases import RawDataset, dataset_id, read_raw_dataset
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json
+from hssl_nnunet.nnunet_plans import read_plans, resolved_configuration
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
-from hssl_nnunet.plan_schema import CorpusBlock
-from hssl_nnunet.typed_json import to_json
+from hssl_nnunet.plan_schema import DEFAULT_PLANS, CorpusBlock
+from hssl_nnunet.remedies import preprocess_command, preset_name
+from hssl_nnunet.typed_json import parse, to_json
 
 FAMILIES = ("PlainConvUNet", "ResidualEncoderUNet")
 
@@ -28,11 +27,13 @@ class Source:
         dataset: its raw cases.
         plans: its plans file.
         configuration: the wanted configuration, with what it inherits.
+        configuration_name: its name.
     """
 
     dataset: RawDataset
     plans: dict[str, Any]
     configuration: dict[str, Any]
+    configuration_name: str
 
     @property
     def family(self) -> str:
@@ -43,6 +44,35 @@ class Source:
     def n_stages(self) -> int:
         """Resolution levels of the plan's network."""
         return int(self.configuration["architecture"]["arch_kwargs"]["n_stages"])
+
+
+@dataclass(frozen=True, slots=True)
+class _ArchKwargs:
+    n_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Architecture:
+    network_class_name: str
+    arch_kwargs: _ArchKwargs
+
+
+@dataclass(frozen=True, slots=True)
+class _Configuration:
+    data_identifier: str
+    spacing: list[float]
+    patch_size: list[int]
+    normalization_schemes: list[str]
+    use_mask_for_norm: list[bool]
+    architecture: _Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class DomainPlans:
+    """All that a corpus reads of a domain's plans, the wanted configuration under `configuration`."""
+
+    foreground_intensity_properties_per_channel: dict[str, Any]
+    configuration: _Configuration
 
 
 def read_sources(datasets: Sequence[str | int], plans_name: str, configuration: str) -> list[Source]:
@@ -68,22 +98,25 @@ def read_sources(datasets: Sequence[str | int], plans_name: str, configuration: 
 
 
 def _read_source(name: str, plans_name: str, configuration: str) -> Source:
+    dataset = read_raw_dataset(name)  # first: it tells a corpus, which no command preprocesses
     folder = preprocessed_dir() / name
     path = folder / f"{plans_name}.json"
-    number = int(name[len("Dataset") :].partition("_")[0])
+    own = plans_name if preset_name(plans_name) else DEFAULT_PLANS  # no command of ours writes other plans
+    command = preprocess_command(dataset_id(name), own, configuration)
     if not path.is_file():
         others = _plans_files(folder)
         choice = f"It has {', '.join(others)}: choose one for all datasets with -p, or run" if others else "Run"
-        raise HSSLError(
-            f"{name} has no {plans_name}.json in {folder}. {choice} `hssl plan_and_preprocess -d {number}`."
-        )
-    plans = read_json(path)
+        raise HSSLError(f"{name} has no {plans_name}.json in {folder}. {choice} `{command}`.")
+    remedy = f"Run `{command}` to write it anew."
+    plans = read_plans(path, remedy)
     if configuration not in plans["configurations"]:
         raise HSSLError(
-            f"{path} has no configuration '{configuration}', only {', '.join(plans['configurations'])}. "
-            f"Run `hssl plan_and_preprocess -d {number} -c {configuration}`."
+            f"{path} has no configuration '{configuration}', only {', '.join(plans['configurations'])}: nnU-Net plans "
+            "all that suit a dataset. Choose one of these with -c."
         )
-    return Source(read_raw_dataset(name), plans, PlansManager(plans).get_configuration(configuration).configuration)
+    resolved = resolved_configuration(plans, configuration, path, remedy)
+    parse(DomainPlans, plans | {"configuration": resolved}, path, remedy)
+    return Source(dataset, plans, resolved, configuration)
 
 
 def _plans_files(folder: Path) -> list[str]:

@@ -209,7 +209,7 @@ def fingerprint_files(files: Sequence[str], *, cache_file: Path, mapper: Mapper 
     Raises:
         HSSLError: a worker process died, most likely for lack of memory.
     """
-    cached = _read_cache(cache_file)
+    cached = read_cache(cache_file)
     stamps = {file: _stamp(file) for file in files}
     found: dict[str, Result] = {
         file: cached[file].channels for file in files if file in cached and cached[file].stamp == stamps[file]
@@ -237,7 +237,9 @@ def _measure(file: str) -> Result:
 
 
 @dataclass(frozen=True, slots=True)
-class _CacheEntry:
+class CacheEntry:
+    """Measures of a file, and its size and time of change when it was measured."""
+
     stamp: tuple[int, int]
     channels: tuple[ImageFingerprint, ...]
 
@@ -245,7 +247,7 @@ class _CacheEntry:
 @dataclass(frozen=True, slots=True)
 class _Cache:
     version: int
-    files: dict[str, _CacheEntry]
+    files: dict[str, CacheEntry]
 
 
 def _stamp(file: str) -> tuple[int, int]:
@@ -257,7 +259,8 @@ def _stamp(file: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_cache(cache_file: Path) -> Mapping[str, _CacheEntry]:
+def read_cache(cache_file: Path) -> Mapping[str, CacheEntry]:
+    """What `fingerprint_files` has measured, by file; nothing where the cache is missing, damaged or of old."""
     try:
         cache = TypeAdapter(_Cache).validate_json(cache_file.read_bytes())
     except (OSError, ValidationError):
@@ -266,5 +269,5 @@ def _read_cache(cache_file: Path) -> Mapping[str, _CacheEntry]:
 
 
 def _write_cache(cache_file: Path, found: Mapping[str, Any], stamps: Mapping[str, tuple[int, int]]) -> None:
-    entries = {f: _CacheEntry(stamps[f], c) for f, c in found.items() if not isinstance(c, BadImage)}
+    entries = {f: CacheEntry(stamps[f], c) for f, c in found.items() if not isinstance(c, BadImage)}
     write_json(cache_file, TypeAdapter(_Cache).dump_python(_Cache(CACHE_VERSION, entries), mode="json"))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.cluster import AgglomerativeClustering
 
+from hssl_nnunet.corpus.cases import dataset_id
 from hssl_nnunet.corpus.manifest import SEPARATOR
 from hssl_nnunet.corpus.summary import DomainFingerprint
 from hssl_nnunet.errors import HSSLError
@@ -22,6 +23,7 @@ from hssl_nnunet.typed_json import STRICT, parse
 MSD_FILE = "hierarchy_msd.json"
 # Domains of one derived group differ by less than this (see `_features`): about a factor e in one size
 LARGEST_DISTANCE = 1.0
+REMEDY = 'Write one as {"groups": {"Dataset004_Hippocampus": ["brain", "MR"]}}, or leave --hierarchy out.'
 
 Groups = tuple[str, ...]
 GroupName = Annotated[str, Field(min_length=1, pattern=f"^[^{SEPARATOR}]+$")]
@@ -78,7 +80,7 @@ def read_hierarchy(path: str | Path, dataset_names: Sequence[str]) -> dict[str, 
     Raises:
         HSSLError: datasets are unknown, missing or named twice, or their numbers of levels differ; all are listed.
     """
-    file = parse(HierarchyFile, read_json(path), path)
+    file = parse(HierarchyFile, read_json(path, REMEDY), path, REMEDY)
     found = {key: [n for n in dataset_names if key.lower() in _names(n)] for key in file.groups}
     hits = [name for names in found.values() for name in names]
     faults = {
@@ -96,8 +98,7 @@ def read_hierarchy(path: str | Path, dataset_names: Sequence[str]) -> dict[str, 
 
 def _names(dataset_name: str) -> tuple[str, str, str]:
     """What a hierarchy may call `Dataset004_Hippocampus`, lower case: the full name, `hippocampus`, `4`."""
-    prefix, _, name = dataset_name.partition("_")
-    return dataset_name.lower(), name.lower(), str(int(prefix.removeprefix("Dataset")))
+    return dataset_name.lower(), dataset_name.partition("_")[2].lower(), str(dataset_id(dataset_name))
 
 
 def _raise_faults(path: str | Path, faults: Mapping[str, Sequence[str]], hint: str) -> None:

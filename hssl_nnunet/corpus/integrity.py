@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hssl_nnunet.corpus.cases import Case, RawDataset
-from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import preprocessed_dir
+from hssl_nnunet.typed_json import parse
 
 QUARANTINE_FILE = "hssl_quarantine.json"
 TOLERANCE = 1e-3  # of spacing (relative) and of direction cosines: headers are stored as float32
 CHUNK_BYTES = 1 << 20
 ORIGIN_TOLERANCE = 0.1  # voxels: less is rounding, more is a shift between image and mask
+
+Finding = tuple[str, str]  # what, remedy
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,19 @@ def check_case(case: Case, expected: Expectation) -> list[Problem]:
             grids.append(grid)
     readable = len(grids) == len(case.images)
     if readable and channels != expected.channels:
-        what = f"{channels} channel(s), but dataset.json names {expected.channels}"
-        problems.append(
-            _problem(expected, case, case.images[0], what, "Add the missing channel or correct channel_names.")
-        )
+        problems.append(_problem(expected, case, case.images[0], *channel_finding(channels, expected.channels)))
     if case.mask is not None:
         found = _check_mask(case.mask, grids[0] if grids else None, expected)
         problems += [_problem(expected, case, case.mask, *p) for p in found]
     return problems
+
+
+def channel_finding(found: int, expected: int) -> Finding:
+    """What is wrong with a case that has another number of channels than dataset.json names, and the remedy."""
+    what = f"{found} channel(s), but dataset.json names {expected}"
+    if found < expected:
+        return what, "Add the missing channel or correct channel_names."
+    return what, "Correct channel_names; if the files are cases, their names lack the channel suffix `_0000`: add it."
 
 
 def write_quarantine(dataset: str, problems: Sequence[Problem]) -> None:
@@ -121,16 +129,18 @@ def write_quarantine(dataset: str, problems: Sequence[Problem]) -> None:
     if problems:
         write_json(path, [asdict(p) for p in problems])
     else:
-        path.unlink(missing_ok=True)
+        remove_file(path)
 
 
 def read_quarantine(dataset: str) -> list[Problem]:
-    """Problems that the last `plan_and_preprocess` of a dataset found; empty if there were none."""
+    """Problems that the last `plan_and_preprocess` of a dataset found; empty if there were none.
+
+    Raises:
+        HSSLError: the file is damaged.
+    """
     path = preprocessed_dir() / dataset / QUARANTINE_FILE
-    return [Problem(**p) for p in read_json(path)] if path.is_file() else []
-
-
-Finding = tuple[str, str]  # what, remedy
+    remedy = f"Run `hssl plan_and_preprocess -d {dataset}` again, with the options of the last time: it writes it anew."
+    return parse(list[Problem], read_json(path, remedy), path, remedy) if path.is_file() else []
 
 
 def _problem(expected: Expectation, case: Case, file: Path, what: str, remedy: str) -> Problem:

@@ -12,6 +12,7 @@ from typing import Any
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 
+MANIFEST = "manifest.csv"
 SEPARATOR = ";"
 SHARED_VALUES = 1024  # rows with equal values hold one copy of them; a corpus may have 10^5 rows
 REMEDY = "Run `hssl corpus -d ... -o ... --overwrite` to write it anew."

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hssl_nnunet.corpus.cases import dataset_id
 from hssl_nnunet.errors import HSSLError
 
 FORMS = "`case`, `dataset:case`, `patient:NAME` or `hash:CONTENT_HASH`"
@@ -71,7 +72,7 @@ def patient_of(case: str, dataset_name: str, patterns: Mapping[str, re.Pattern[s
 def find_dataset(text: str, dataset_names: Sequence[str]) -> str | None:
     """The dataset that `text` names by id (`4`, `004`) or full name, or None."""
     for name in dataset_names:
-        if text == name or (text.isdecimal() and int(text) == int(name[len("Dataset") :].partition("_")[0])):
+        if text == name or (text.isdecimal() and int(text) == dataset_id(name)):
             return name
     return None
 

@@ -9,10 +9,10 @@ which lists the good files, in nnU-Net's own `dataset` form. The user's raw fold
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,12 +28,13 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from hssl_nnunet.corpus.cases import Case, RawDataset
+from hssl_nnunet.corpus.cases import Case, RawDataset, dataset_id
 from hssl_nnunet.corpus.parallel import map_cases, on_terminal
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import ENV_RAW, preprocessed_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, Preset
+from hssl_nnunet.typed_json import parse
 
 SAMPLES_PER_CASE = (
     100_000  # voxels a case and channel for the intensity statistics; nnU-Net's 10e7 over all would be GBs
@@ -42,12 +43,11 @@ PERCENTILES = (0.5, 50.0, 99.5)  # nnU-Net's
 SHARED_CONFIGURATIONS = ("2d", "3d_fullres")  # their spacing does not depend on the memory a preset plans for
 
 
-def dataset_id(name: str) -> int:
-    """The 4 of `Dataset004_Hippocampus`."""
-    match = re.match(r"Dataset(\d+)_", name)
-    if match is None:
-        raise HSSLError(f"'{name}' is not a dataset name as Dataset004_Hippocampus. Rename the folder.")
-    return int(match[1])
+@dataclass(frozen=True, slots=True)
+class DatasetFingerprint:
+    """What we read of nnU-Net's dataset_fingerprint.json."""
+
+    spacings: list[Any]
 
 
 def planner_class(preset: Preset) -> type[ExperimentPlanner]:
@@ -165,7 +165,10 @@ def changed_at(path: Path) -> float:
 
 
 def _fingerprint_is_current(path: Path, dataset: RawDataset, cases: Sequence[Case]) -> bool:
-    if not path.is_file() or len(read_json(path)["spacings"]) != len(cases):
+    if not path.is_file():
+        return False
+    remedy = "Remove it and run it again."
+    if len(parse(DatasetFingerprint, read_json(path, remedy), path, remedy).spacings) != len(cases):
         return False
     files = [f for c in cases for f in (*c.images, c.mask) if f is not None]
     newest = max(changed_at(f) for f in [dataset.folder, dataset.folder / "dataset.json", *files])

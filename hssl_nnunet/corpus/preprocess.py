@@ -20,10 +20,10 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from hssl_nnunet.corpus.cases import Case, RawDataset, read_raw_dataset
+from hssl_nnunet.corpus.cases import Case, RawDataset, dataset_id, read_raw_dataset
 from hssl_nnunet.corpus.integrity import Problem, write_quarantine
 from hssl_nnunet.corpus.parallel import default_processes, map_cases
-from hssl_nnunet.corpus.planning import changed_at, dataset_id, nnunet_sees, plan_dataset
+from hssl_nnunet.corpus.planning import changed_at, nnunet_sees, plan_dataset
 from hssl_nnunet.corpus.screening import check_dataset, find_reader
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json, write_json
@@ -57,12 +57,19 @@ class DatasetReport:
         labelled: cases planned and preprocessed with their masks.
         unlabelled: images preprocessed without masks.
         quarantined: cases left out.
+        notes: what the user may not expect.
     """
 
     name: str
     labelled: int
     unlabelled: int
     quarantined: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def planned(self) -> bool:
+        """Whether a case was left to plan from."""
+        return self.labelled + self.unlabelled > 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,16 @@ class Report:
     plans_name: str
     datasets: tuple[DatasetReport, ...]
     problems: tuple[Problem, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """What became of each dataset, notes, and the plans that were written, for the user."""
+        told = []
+        for d in self.datasets:
+            fate = "" if d.planned else "; nothing is left to plan from"
+            told.append(f"{d.name}: {d.labelled} with masks, {d.unlabelled} without, {d.quarantined} quarantined{fate}")
+            told += [f"Note: {note}" for note in d.notes]
+        return told + ([f"Plans: {self.plans_name}"] if any(d.planned for d in self.datasets) else [])
 
     @property
     def exit_code(self) -> int:
@@ -89,7 +106,7 @@ def plan_and_preprocess(
 
     Args:
         datasets: names or ids.
-        configurations: of `2d`, `3d_fullres`, `3d_lowres`; one that is not in the plans is skipped, as nnU-Net does.
+        configurations: of `2d`, `3d_fullres`, `3d_lowres`; one that nnU-Net does not plan for a dataset is noted.
         preset: name of a `plans/preset_<name>.json`.
         num_processes: worker processes; default: nnU-Net's, but not more than there are processors.
 
@@ -97,8 +114,10 @@ def plan_and_preprocess(
         Counts per dataset, and the problems of the quarantined cases.
 
     Raises:
-        HSSLError: unknown preset or configuration, missing or empty dataset, disk full, a worker out of memory.
+        HSSLError: unknown preset or configuration, missing or empty dataset, disk full, a worker out of memory, or
+            nnU-Net plans none of the configurations for a dataset.
     """
+    preprocessed_dir()  # not set is an error now, not after the first image
     for configuration in configurations:
         if configuration not in CONFIGURATIONS:
             raise unknown_name("configuration", configuration, CONFIGURATIONS)
@@ -116,16 +135,34 @@ def _one_dataset(
     problems, labelled, unlabelled = check_dataset(dataset, configurations, reader, num_processes)
     write_quarantine(dataset.name, problems)
     planned_from = labelled if dataset.labelled else unlabelled
+    notes = [dataset.note] if dataset.note else []
     if not planned_from:  # nothing to plan from: the list of problems says why
-        return DatasetReport(dataset.name, 0, 0, _quarantined(problems)), problems
+        return DatasetReport(dataset.name, 0, 0, _quarantined(problems), tuple(notes)), problems
     with _explained(dataset.name), nnunet_sees(dataset, planned_from):
         plan_dataset(dataset, planned_from, preset, reader, num_processes)
+        plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{preset.plans_name}.json"))
+        planned, unplanned = _planned(dataset.name, plans, configurations)
         if dataset.labelled:
-            _preprocess_labelled(dataset, labelled, preset.plans_name, configurations, num_processes)
+            _preprocess_labelled(dataset, labelled, plans, planned, num_processes)
     with _explained(dataset.name):
-        for configuration in configurations:
-            _preprocess_unlabelled(dataset, unlabelled, preset.plans_name, configuration, num_processes)
-    return DatasetReport(dataset.name, len(labelled), len(unlabelled), _quarantined(problems)), problems
+        for configuration in planned:
+            _preprocess_unlabelled(dataset, unlabelled, plans, configuration, num_processes)
+    counts = len(labelled), len(unlabelled), _quarantined(problems)
+    return DatasetReport(dataset.name, *counts, (*notes, *unplanned)), problems
+
+
+def _planned(dataset: str, plans: PlansManager, configurations: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The configurations that nnU-Net plans for a dataset, and a note on the others.
+
+    Raises:
+        HSSLError: it plans none of them.
+    """
+    there = [c for c in CONFIGURATIONS if c in plans.available_configurations]
+    missing = [c for c in configurations if c not in there]
+    told = f"nnU-Net plans no {', '.join(missing)} for {dataset} (planned: {', '.join(there)})"
+    if len(missing) == len(configurations):
+        raise HSSLError(f"{told}. Choose one of these with -c.")
+    return [c for c in configurations if c in there], [f"{told}."] if missing else []
 
 
 def _quarantined(problems: Sequence[Problem]) -> int:
@@ -147,15 +184,13 @@ def _explained(dataset: str) -> Iterator[None]:
 
 
 def _preprocess_labelled(
-    dataset: RawDataset, cases: Sequence[Case], plans_name: str, configurations: Sequence[str], num_processes: int
+    dataset: RawDataset, cases: Sequence[Case], plans: PlansManager, configurations: Sequence[str], num_processes: int
 ) -> None:
     """The files of nnU-Net's own preprocessing; cases that are done and current stay, so that a stopped run goes on.
 
     Until every case is there they lie in a folder of another name, for training would not notice that some lack.
     """
-    plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{plans_name}.json"))
-    planned = [c for c in configurations if c in plans.available_configurations]
-    for configuration in planned:
+    for configuration in configurations:
         folder = preprocessed_dir() / dataset.name / plans.get_configuration(configuration).data_identifier
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         if folder.is_dir():
@@ -165,9 +200,7 @@ def _preprocess_labelled(
         _keep_only(unfinished, cases, recipe, unfinished / LABELLED_RECIPE_FILE)
         _preprocess(dataset, cases, plans, configuration, unfinished, num_processes)
         unfinished.rename(folder)
-    # copies the masks beside the images, and says which configurations the plans lack
-    missing = tuple(c for c in configurations if c not in planned)
-    preprocess_dataset(dataset_id(dataset.name), plans_name, missing, [num_processes])
+    preprocess_dataset(dataset_id(dataset.name), plans.plans_name, (), [num_processes])  # copies the masks, no more
 
 
 class UnlabelledPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
@@ -180,11 +213,8 @@ class UnlabelledPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
 
 
 def _preprocess_unlabelled(
-    dataset: RawDataset, cases: Sequence[Case], plans_name: str, configuration: str, num_processes: int
+    dataset: RawDataset, cases: Sequence[Case], plans: PlansManager, configuration: str, num_processes: int
 ) -> None:
-    plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{plans_name}.json"))
-    if configuration not in plans.available_configurations:
-        return
     identifier = plans.get_configuration(configuration).data_identifier
     folder = preprocessed_dir() / dataset.name / unlabelled_folder(identifier)
     _keep_only(folder, cases, _recipe(plans, configuration), folder / RECIPE_FILE)
@@ -222,7 +252,7 @@ def _keep_only(folder: Path, cases: Sequence[Case], recipe: dict[str, Any], path
 
     `path` is where the recipe is written, inside the folder, so that it goes when nnU-Net replaces the folder.
     """
-    if not cases or not path.is_file() or read_json(path) != recipe:
+    if not cases or not path.is_file() or read_json(path, f"Remove {folder} and run it again.") != recipe:
         _remove(folder)
     if not cases:
         return

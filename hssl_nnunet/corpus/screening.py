@@ -63,10 +63,12 @@ def check_dataset(
 
 
 def _stray_files(dataset: RawDataset) -> list[Problem]:
-    what = "the file's name lacks the channel suffix"
-    ending = dataset.dataset_json["file_ending"]
-    remedy = f"Rename it to <case>_0000{ending}, or remove it."
-    return [Problem(dataset.name, f.name.removesuffix(ending), str(f), what, remedy) for f in dataset.stray]
+    what, ending = "the name lacks the channel suffix `_0000`", dataset.dataset_json["file_ending"]
+    stems = [(file, file.name.removesuffix(ending)) for file in dataset.stray]
+    return [
+        Problem(dataset.name, stem, str(file), what, f"Rename it to {stem}_0000{ending}, or remove it.")
+        for file, stem in stems
+    ]
 
 
 def _without_duplicates(dataset: RawDataset, cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:

@@ -38,6 +38,7 @@ TITLES = (
     "3  ... that seeds the nnU-Net plan of the target",
 )
 HU_WINDOW = (-150, 300)
+REMEDY = "Begin anew in another folder: `hssl demo --out DIR`."
 
 Array = NDArray[Any]
 Scores = Mapping[str, Sequence[Mapping[str, float]]]
@@ -117,7 +118,7 @@ def _figure(
     for axis, domain in zip(parts[0].subplots(1, len(DOMAINS)), DOMAINS, strict=True):
         _draw_domain(axis, domain)
     loss, reconstructions, embeddings = parts[1].subplots(1, 3, width_ratios=(1.2, 0.85, 1.2))
-    _draw_loss(loss, read_json(pretraining / "hssl.json")["curves"])
+    _draw_loss(loss, read_json(pretraining / "hssl.json", REMEDY)["curves"])
     _paste(reconstructions, imread(pretraining / "reconstructions.png"), "reconstructions of held-out images")
     picture = imread(pretraining / "embeddings.png")
     _paste(embeddings, picture[:, : picture.shape[1] // 2], "embeddings of held-out images")  # the half by domain

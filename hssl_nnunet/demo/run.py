@@ -18,19 +18,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, write_msd, write_unlabelled
+from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import (
     FINETUNE_TRAINER,
     PRETRAIN_TRAINER,
     SCRATCH_TRAINER,
-    choose_device,
     finetune,
     pretrain,
     set_environment,
 )
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, load_preset
+from hssl_nnunet.typed_json import parse
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,13 @@ class Journal:
         with self.log.open("a", buffering=1) as log, redirect_stdout(log):
             print(f"\n$ {command}")
             yield
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a journal's file holds: the wall time of each stage that is done."""
+
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,8 @@ def run_demo(
 def _open_journal(out: Path) -> Journal:
     path = out / JOURNAL
     if path.is_file():
-        return Journal(out, read_json(path)["seconds"])
+        remedy = "Begin anew in another folder: `hssl demo --out DIR`."
+        return Journal(out, parse(Finished, read_json(path, remedy), path, remedy).seconds)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise HSSLError(f"{out} exists and is not a folder of `hssl demo`. Name another one with `--out DIR`.")
     write_json(path, {"seconds": {}})

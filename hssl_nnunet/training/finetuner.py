@@ -14,6 +14,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json
 from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.topology import Topology
+from hssl_nnunet.remedies import seed_command
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.head_start import HeadFit
 from hssl_nnunet.training.memory import keep_freed_memory
@@ -111,13 +112,18 @@ class HSSLFinetuner(HSSLVanilla):
             HSSLError: the file is missing, or is not the one that the target was seeded with.
         """
         if self.block.weights is None or self.block.weights_sha256 is None:
-            raise HSSLError("These plans name no weights. Run `hssl seed -d ... -w ...`, or train with `--scratch`.")
+            raise HSSLError(f"These plans name no weights. Run `{self._seeding(None)}`, or train with `--scratch`.")
         path, expected = Path(self.block.weights), self.block.weights_sha256
+        if not path.is_file():
+            raise HSSLError(
+                f"{path}, the weights file that {self.plans_manager.plans_name}.json names, does not exist. Put it "
+                f"back, or seed the plans with another: run `{self._seeding(None)}`."
+            )
         tensors, metadata = load_weights(path)
         if (found := file_sha256(path)) != expected:
             raise HSSLError(
                 f"{path} has sha256 {found[:12]}..., the plans were seeded with {expected[:12]}... "
-                f"Run `hssl seed -d {self.plans_manager.dataset_name} -w {path}` again."
+                f"Run `{self._seeding(path)}` again."
             )
         domains = [Topology.from_architecture(d.architecture) for d in metadata.domains]
         entries = load_into(self.stock_network(), tensors, self._topology(), self.plan.transfer, domains)
@@ -138,6 +144,25 @@ class HSSLFinetuner(HSSLVanilla):
         """nnU-Net's network, without the wrappers of DDP and compile."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Resume as nnU-Net does, a seeded run only from a checkpoint that began with the weights of the plans.
+
+        Raises:
+            HSSLError: the plans have been seeded with other weights since.
+        """
+        super().load_checkpoint(filename_or_checkpoint)
+        before, now = self.my_init_kwargs["plans"]["hssl"], self.block.weights_sha256
+        if self.seeded and (was := before["weights_sha256"]) != now:
+            raise HSSLError(
+                f"{filename_or_checkpoint} was begun with weights of sha256 {str(was)[:12]}... ({before['weights']}), "
+                f"the plans name {str(now)[:12]}... ({self.block.weights}) now. To continue, seed with the old weights "
+                f"again, `{self._seeding(before['weights'])}`; or move the folder away to begin anew."
+            )
+
+    def _seeding(self, weights: str | Path | None) -> str:
+        manager = self.plans_manager
+        return seed_command(manager.dataset_name, weights, manager.plans_name, self.configuration_name)
 
     def _preprocessed(self) -> Path:
         return Path(self.preprocessed_dataset_folder_base)

@@ -25,6 +25,7 @@ from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.ranks import own_device, under_torchrun
+from hssl_nnunet.remedies import seed_command
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.distributed import rank_and_world
 from hssl_nnunet.training.epoch_log import curves, log_values, mean_terms, report
@@ -260,7 +261,8 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Nothing is segmented in pretraining; nnU-Net calls this after training."""
-        self.print_to_log_file(f"Next: hssl seed -d TARGET -w {Path(self.output_folder) / WEIGHTS_NAME}")
+        weights, plans = Path(self.output_folder) / WEIGHTS_NAME, self.plans_manager.plans_name
+        self.print_to_log_file(f"Next: {seed_command('TARGET', weights, plans, self.configuration_name)}")
 
     # ---------------------------------------------------------------- files
 

@@ -28,8 +28,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read an nnU-Net checkpoint on the CPU without unpickling arbitrary objects.
 
     Raises:
-        HSSLError: the file is damaged, or holds a type that no nnU-Net checkpoint needs.
+        HSSLError: the file is missing or damaged, or holds a type that no nnU-Net checkpoint needs.
     """
+    if not Path(path).is_file():
+        found = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise HSSLError(f"The checkpoint {path} {found}. Name a file, such as the `checkpoint_final.pth` of a fold.")
     try:
         with torch.serialization.safe_globals(CHECKPOINT_TYPES):
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

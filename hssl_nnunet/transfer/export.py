@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json, written_whole
 from hssl_nnunet.paths import dataset_name, results_dir
+from hssl_nnunet.remedies import finetune_command, seed_command
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.seeding import target_network
 
@@ -58,22 +60,48 @@ def export_model(
     source = _model_folder(name, trainer, plans_name, configuration)
     plans = _finetuned_plans(source)
     relative = Path(name) / f"{STOCK_TRAINER}__{plans_name}__{configuration}"
-    as_zip = output.suffix == ".zip"
+    as_zip = output.suffix.lower() == ".zip"
     result = output if as_zip else output / relative
     if result.exists():
         raise HSSLError(f"{result} exists already. Remove it, or name another output with `-o`.")
     chosen = _folds_with(source, folds, checkpoint)
     parent = output.parent if as_zip else output
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".hssl_export_") as temporary:
-        model = Path(temporary) / relative
-        _build(source, model, plans, chosen, checkpoint)
-        if as_zip:
-            _zip(Path(temporary), output)
-        else:
-            result.parent.mkdir(parents=True, exist_ok=True)
-            model.rename(result)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".hssl_export_") as temporary:
+            model = Path(temporary) / relative
+            _build(source, model, plans, chosen, checkpoint)
+            _deliver(model, result, Path(temporary) if as_zip else None)
+    except OSError as error:
+        raise HSSLError(
+            f"Cannot write {result}: {error.strerror or error}. Name a folder you may write to, or a .zip in one, with "
+            "`-o`."
+        ) from error
     return result
+
+
+def prediction_commands(exported: str | Path, checkpoint: str = FINAL_CHECKPOINT) -> list[str]:
+    """The commands of stock nnU-Net that predict with an exported model; INPUT and OUTPUT are the user's folders.
+
+    Args:
+        exported: the zip or the model folder, as `export_model` returns it.
+        checkpoint: file name of the checkpoint in each fold.
+    """
+    exported = Path(exported)
+    if exported.suffix.lower() == ".zip":
+        with zipfile.ZipFile(exported) as archive:
+            files = [PurePath(name) for name in archive.namelist()]
+        before, first = "", [shlex.join(["nnUNetv2_install_pretrained_model_from_zip", str(exported)])]
+    else:
+        base = exported.parents[1]
+        files = [path.relative_to(base) for path in exported.rglob("*")]
+        before, first = f"nnUNet_results={shlex.quote(str(base))} ", []
+    folds = sorted(f.parts[2].removeprefix("fold_") for f in files if f.name == checkpoint)
+    dataset, model = files[0].parts[:2]
+    trainer, plans_name, configuration = model.split("__")
+    words = ["-d", dataset, "-tr", trainer, "-p", plans_name, "-c", configuration, "-f", *folds]
+    words += [] if checkpoint == FINAL_CHECKPOINT else ["-chk", checkpoint]
+    return [*first, f"{before}nnUNetv2_predict {shlex.join(words)} -i INPUT -o OUTPUT"]
 
 
 def _model_folder(dataset: str, trainer: str, plans_name: str, configuration: str) -> Path:
@@ -82,23 +110,31 @@ def _model_folder(dataset: str, trainer: str, plans_name: str, configuration: st
     if not folder.is_dir():
         raise HSSLError(
             f"No model {folder}. There: {_listed(base.glob('*__*__*'))}. Choose one with `-tr`, `-p` and `-c`, or run "
-            f"`hssl finetune {dataset} {configuration} 0`."
+            f"`{finetune_command(dataset, configuration, plans_name, scratch=trainer.endswith('Scratch'))}`."
         )
     return folder
 
 
 def _finetuned_plans(source: Path) -> dict[str, Any]:
-    """The model's plans; of the weights' path only the file name, for the folders are this machine's own."""
     plans: dict[str, Any] = read_json(source / "plans.json", "Train the model again.")
-    block = plans.get("hssl", {})
-    if block.get("role") == "corpus":
+    if plans.get("hssl", {}).get("role") == "corpus":
         raise HSSLError(
             f"{source} is a pretraining run, which segments nothing. Seed a target with its `hssl.safetensors` "
-            "(`hssl seed -d ... -w ...`), run `hssl finetune`, and export that."
+            f"(`{seed_command('TARGET', source / 'fold_all' / 'hssl.safetensors')}`), run `hssl finetune`, and export "
+            "that."
         )
-    if not block.get("weights"):
+    return plans
+
+
+def _with_block_of(plans: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Plans with the `hssl` block that a fold was trained with: the model's are those of whichever fold began last.
+
+    Of the weights' path only the file name stays, for the folders are this machine's own.
+    """
+    block = trained.get("hssl")
+    if not block:
         return plans
-    return {**plans, "hssl": {**block, "weights": Path(block["weights"]).name}}
+    return {**plans, "hssl": {**block, "weights": block["weights"] and Path(block["weights"]).name}}
 
 
 def _folds_with(source: Path, folds: Sequence[int | str] | None, checkpoint: str) -> list[Path]:
@@ -119,17 +155,27 @@ def _listed(paths: Any, base: Path | None = None) -> str:
 
 
 def _build(source: Path, model: Path, plans: dict[str, Any], folds: list[Path], checkpoint: str) -> None:
-    write_json(model / "plans.json", plans)
     for name in MODEL_FILES:
         _copy_if_there(source / name, model / name)
     for path in source.glob(f"{POSTPROCESSING}/*.*"):
         _copy_if_there(path, model / path.relative_to(source))
     for fold in folds:
         content = _stock_checkpoint(fold / checkpoint, plans)
+        if fold == folds[0]:
+            write_json(model / "plans.json", content["init_args"]["plans"])
         with written_whole(model / fold.name / checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
         for name in EXTRAS:
             _copy_if_there(fold / name, model / fold.name / name)
+
+
+def _deliver(model: Path, result: Path, packed: Path | None) -> None:
+    """Move the model to `result`, or zip the folder `packed` that it lies in to there."""
+    if packed is not None:
+        _zip(packed, result)
+    else:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        model.rename(result)
 
 
 def _copy_if_there(source: Path, target: Path) -> None:
@@ -141,7 +187,7 @@ def _copy_if_there(source: Path, target: Path) -> None:
 def _stock_checkpoint(path: Path, plans: dict[str, Any]) -> dict[str, Any]:
     """What prediction needs of a checkpoint: no optimiser, no log, no random states."""
     content = load_checkpoint(path)
-    init_args = {**content["init_args"], "plans": plans}
+    init_args = {**content["init_args"], "plans": _with_block_of(plans, content["init_args"]["plans"])}
     _check_stock_network(content["network_weights"], init_args, path)
     return {
         "network_weights": content["network_weights"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,7 +18,14 @@ from hssl_nnunet.networks.projection import is_segmentation, role_of
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import DomainPlan
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
-from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, save_weights
+from hssl_nnunet.transfer.weights_file import (
+    WEIGHTS_FILE,
+    WeightsMetadata,
+    file_sha256,
+    is_safetensors,
+    read_metadata,
+    save_weights,
+)
 from hssl_nnunet.versions import versions
 
 UNKNOWN = "unknown"
@@ -78,18 +86,21 @@ def import_checkpoint(path: str | Path, output: str | Path) -> Imported:
 
     Args:
         path: the checkpoint; nothing in it is executed.
-        output: the weights file; a file that is there is replaced.
+        output: the weights file, `.safetensors`; nothing that is there is replaced.
 
     Returns:
         What was taken and what was not.
 
     Raises:
-        HSSLError: damaged or unknown checkpoint; a network that is no U-Net of nnU-Net's; tensors that are not those of
-            the network it describes.
+        HSSLError: missing, damaged or unknown checkpoint; a network that is no U-Net of nnU-Net's; tensors that are not
+            those of the network it describes; an output of another ending, or one that is there.
     """
+    path = Path(path)
+    _check_output(Path(output))
+    _refuse_weights(path)
     content = load_checkpoint(path)
-    source, topology = _read(content, Path(path))
-    tensors, imported = _by_role(content["network_weights"], topology, source.channels, Path(path))
+    source, topology = _read(content, path)
+    tensors, imported = _by_role(content["network_weights"], topology, source.channels, path)
     metadata = WeightsMetadata(
         family=topology.family,
         dim=topology.dim,
@@ -103,20 +114,50 @@ def import_checkpoint(path: str | Path, output: str | Path) -> Imported:
         licence="",
         citation=source.citation,
         epochs_done=source.epochs,
-        origin=f"{Path(path).name}, {source.trainer}, sha256 {file_sha256(path)}",
+        origin=f"{path.name}, {source.trainer}, sha256 {file_sha256(path)}",
     )
     save_weights(output, tensors, {}, metadata)
     return imported
 
 
+def _check_output(output: Path) -> None:
+    if output.suffix != ".safetensors":
+        raise HSSLError(f"-o {output}: a weights file ends in `.safetensors`, for example `-o rival.safetensors`.")
+    for path in (output, output.with_suffix(".json")):  # the second takes the readable copy of the metadata
+        if path.exists():
+            raise HSSLError(f"{path} is there already, and is not replaced. Give another name with `-o`, or remove it.")
+
+
+def _refuse_weights(path: Path) -> None:
+    if path.is_file() and is_safetensors(path):
+        read_metadata(path)
+        command = f"hssl seed -d DATASET -w {shlex.quote(str(path))}"
+        raise HSSLError(f"{path} is a weights file already. Nothing is to be imported: run `{command}`.")
+
+
+def _refuse_pretraining(plans: Mapping[str, Any], path: Path) -> None:
+    """A pretraining's checkpoint holds weights that all its domains share; they are a file of their own."""
+    if plans.get("hssl", {}).get("role") != "corpus":
+        return
+    weights = path.parent / WEIGHTS_FILE
+    remedy = f"seed from {weights}: run `hssl seed -d DATASET -w {shlex.quote(str(weights))}`"
+    if not weights.is_file():
+        remedy = f"its weights file is written when it ends: run `hssl pretrain CORPUS --c`, then seed from {weights}"
+    raise HSSLError(f"{path} is the checkpoint of a pretraining of ours, which needs no import; {remedy}.")
+
+
 def _read(content: Mapping[str, Any], path: Path) -> tuple[_Source, Topology]:
     if not isinstance(content, Mapping) or "network_weights" not in content:
-        raise HSSLError(f"{path} holds no `network_weights`, hence is no checkpoint of nnU-Net or nnssl.")
+        raise HSSLError(
+            f"{path} holds no `network_weights`, hence is no checkpoint of nnU-Net or nnssl. Give a file like "
+            "`checkpoint_final.pth`, as their trainers write it."
+        )
     try:
         source = None
         if "nnssl_adaptation_plan" in content:
             source = _of_nnssl(content)
         elif "plans" in content.get("init_args", {}):
+            _refuse_pretraining(content["init_args"]["plans"], path)
             source = _of_nnunet(content)
         if source is not None:
             return source, Topology.from_architecture(source.domain.architecture, str(path))

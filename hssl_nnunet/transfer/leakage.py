@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from hssl_nnunet.corpus.fingerprint import CACHE_FILE
+from hssl_nnunet.corpus.fingerprint import CACHE_FILE, read_cache
 from hssl_nnunet.files import read_json
+from hssl_nnunet.remedies import preprocess_command
 from hssl_nnunet.transfer.weights_file import WeightsMetadata
+from hssl_nnunet.typed_json import parse
 
 SHOWN = 10  # cases named in a warning
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """What we read of a fold of nnU-Net's splits_final.json."""
+
+    val: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetJson:
+    """What we read of a preprocessed dataset's dataset.json."""
+
+    file_ending: str
 
 
 def seen_cases(
@@ -50,28 +67,39 @@ def validation_cases(folder: Path) -> list[str]:
     Returns:
         The validation cases of all folds of `splits_final.json`; before nnU-Net has written that file, every case with
         a mask, for its cross-validation lets each validate once.
+
+    Raises:
+        HSSLError: `splits_final.json` or `dataset.json` is damaged.
     """
     splits = folder / "splits_final.json"
     if splits.is_file():
-        return sorted({case for fold in read_json(splits) for case in fold["val"]})
-    file_ending = read_json(folder / "dataset.json")["file_ending"]
+        remedy = "Correct it, or remove it: nnU-Net then splits anew when it trains."
+        folds = parse(list[Fold], read_json(splits, remedy), splits, remedy)
+        return sorted({case for fold in folds for case in fold.val})
+    file_ending = _file_ending(folder)
     return sorted(p.name.removesuffix(file_ending) for p in (folder / "gt_segmentations").glob(f"*{file_ending}"))
 
 
 def content_hashes(folder: Path) -> dict[str, list[str]]:
     """Case -> content hashes of its channels, as `hssl corpus` has measured them; empty if it never has.
 
+    A damaged cache counts as none: the next `hssl corpus` writes it anew.
+
     Args:
         folder: `nnUNet_preprocessed/<Dataset>`.
     """
-    if not (folder / CACHE_FILE).is_file():
-        return {}
-    file_ending = read_json(folder / "dataset.json")["file_ending"]
+    measured = read_cache(folder / CACHE_FILE)
+    file_ending = _file_ending(folder) if measured else ""
     hashes: dict[str, list[str]] = {}
-    for file, entry in read_json(folder / CACHE_FILE, "Remove it.")["files"].items():
+    for file, entry in measured.items():
         case = CHANNEL_SUFFIX.sub("", Path(file).name.removesuffix(file_ending))
-        hashes.setdefault(case, []).extend(channel["content_hash"] for channel in entry["channels"])
+        hashes.setdefault(case, []).extend(channel.content_hash for channel in entry.channels)
     return hashes
+
+
+def _file_ending(folder: Path) -> str:
+    path, remedy = folder / "dataset.json", f"Run `{preprocess_command(folder.name)}` to write it anew."
+    return parse(DatasetJson, read_json(path, remedy), path, remedy).file_ending
 
 
 def leakage_notes(metadata: WeightsMetadata, dataset_name: str, folder: Path) -> list[str]:

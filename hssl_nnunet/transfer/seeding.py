@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,18 @@ from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json, write_json, written_whole
 from hssl_nnunet.networks.projection import Entry
 from hssl_nnunet.networks.topology import Topology
-from hssl_nnunet.paths import dataset_name, preprocessed_dir
+from hssl_nnunet.nnunet_plans import read_plans
+from hssl_nnunet.paths import dataset_name, preprocessed_dir, unlabelled_folder
 from hssl_nnunet.plan_schema import (
     DEFAULT_PLANS,
     SEEDED_SUFFIX,
     FinetuningPlan,
     TargetBlock,
     finetuning_plan,
-    known_presets,
-    load_preset,
     preset_of_plans,
 )
+from hssl_nnunet.preflight import data_folder
+from hssl_nnunet.remedies import preprocess_command, preset_name, seed_command
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.nnssl_format import CONFIGURATION as OF_NNSSL
 from hssl_nnunet.transfer.nnssl_format import nnssl_checkpoint
@@ -48,6 +50,10 @@ class _Target:
     @property
     def plans_file(self) -> Path:
         return self.folder / f"{self.plans['plans_name']}.json"
+
+    @property
+    def seeded_file(self) -> Path:
+        return self.folder / f"{self.plans['plans_name']}{SEEDED_SUFFIX}.json"
 
 
 def target_network(
@@ -119,22 +125,25 @@ def seed_target(
     """Report what a target takes from a weights file, and write `<plans_name>_HSSL.json` beside its plans.
 
     The seeded plans differ from the target's own only in `plans_name` and the `hssl` block, hence use the same
-    preprocessed images. A seeded plans file that is there is replaced.
+    preprocessed images. A seeded plans file that is there is replaced; its `finetuning` values, which somebody may have
+    edited, stay, and a note of each report names those that are not the preset's.
 
     Args:
         dataset: dataset name or id of the target.
         weights: the weights file.
         plans_name: plans of the target, as `hssl plan_and_preprocess` wrote them.
-        configurations: configurations to report on; None = all that train on images alone.
+        configurations: configurations to report on; None = all that train on images alone and are preprocessed.
         pth: a file to write for stock `nnUNetv2_train -pretrained_weights`; needs exactly one configuration.
         nnssl: a file to write in nnssl's format, for nnU-Net's `PretrainedTrainer`; needs `3d_fullres` alone.
-        finetuning_overrides: fine-tuning values that differ from the preset's.
+        finetuning_overrides: fine-tuning values that differ from the preset's; None = those of the seeded plans that
+            are there, if any.
 
     Returns:
         Configuration -> report.
 
     Raises:
-        HSSLError: missing dataset, plans or configuration; weights of another network family; unreadable weights.
+        HSSLError: missing dataset, plans, configuration or preprocessed images; a dataset without masks, or a corpus;
+            weights of another network family; unreadable weights.
     """
     tensors, metadata = load_weights(weights)
     target = _read_target(dataset, plans_name)
@@ -142,10 +151,10 @@ def seed_target(
     _check_files(asked, pth, nnssl)
     source = str(target.plans_file)
     networks = {name: target_network(target.plans, target.dataset_json, name, source) for name in asked}
-    for _, topology in networks.values():
-        _check_family(metadata, topology, target)
-    notes = tuple(leakage_notes(metadata, target.dataset, target.folder))
-    finetuning = finetuning_plan(preset_of_plans(target.plans), **(finetuning_overrides or {}))
+    for name, (_, topology) in networks.items():
+        _check_family(metadata, topology, target, name, weights)
+    finetuning, kept = _finetuning(target, finetuning_overrides)
+    notes = (*leakage_notes(metadata, target.dataset, target.folder), *kept)
     domains = [Topology.from_architecture(d.architecture) for d in metadata.domains]
     reports = {
         name: TransferReport(
@@ -165,19 +174,43 @@ def seed_target(
     return reports
 
 
+def seeded_plans_file(dataset: str | int, plans_name: str = DEFAULT_PLANS) -> Path:
+    """The plans file that seeding writes.
+
+    Args:
+        dataset: dataset name or id of the target.
+        plans_name: plans of the target, seeded or not.
+    """
+    return preprocessed_dir() / dataset_name(dataset) / f"{plans_name.removesuffix(SEEDED_SUFFIX)}{SEEDED_SUFFIX}.json"
+
+
 def _read_target(dataset: str | int, plans_name: str) -> _Target:
-    name = dataset_name(dataset)
+    name, own = dataset_name(dataset), plans_name.removesuffix(SEEDED_SUFFIX)
     folder = preprocessed_dir() / name
-    remedy = f"Run `hssl plan_and_preprocess -d {name}` first."
-    plans_file = folder / f"{plans_name.removesuffix(SEEDED_SUFFIX)}.json"
+    remedy = f"Run `{preprocess_command(name, own)}` first."
+    plans_file = folder / f"{own}.json"
     if folder.is_dir() and not plans_file.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "lans" in p.stem)) or "none"
-        remedy = f"Plans there: {there}. Name one with `-p`, or run `hssl plan_and_preprocess -d {name}`."
-    plans = read_json(plans_file, remedy)
+        remedy = f"Plans there: {there}. Name one with `-p`, or run `{preprocess_command(name, own)}`."
+    plans = read_plans(plans_file, remedy)
+    _check_own_plans(plans, plans_file)
     dataset_json = read_json(folder / "dataset.json", remedy)
     if len(dataset_json["labels"]) < 2:
         raise HSSLError(f"{name} has no labels to segment ({folder / 'dataset.json'}). Seed a dataset that has masks.")
     return _Target(dataset=name, folder=folder, plans=plans, dataset_json=dataset_json)
+
+
+def _check_own_plans(plans: dict[str, Any], path: Path) -> None:
+    if (plans.get("hssl") or {}).get("role") == "corpus":
+        raise HSSLError(
+            f"{path} are the plans of a corpus, which weights are learned from. Seed a dataset that has masks: "
+            "`hssl seed -d TARGET -w hssl.safetensors`."
+        )
+    if plans["plans_name"] != path.stem:
+        raise HSSLError(
+            f"{path} calls itself `{plans['plans_name']}`, as a copy of other plans does: what is seeded from it would "
+            f'replace theirs. Set `"plans_name": "{path.stem}"` in it.'
+        )
 
 
 def _configurations(target: _Target, asked: Sequence[str] | None) -> list[str]:
@@ -187,7 +220,23 @@ def _configurations(target: _Target, asked: Sequence[str] | None) -> list[str]:
     for name in asked or ():
         if name not in usable:
             raise unknown_name(f"configuration to seed in {target.plans_file}", name, usable)
-    return list(asked or usable)
+    there = [name for name in usable if data_folder(target.folder, target.plans, name).is_dir()]
+    missing = [name for name in asked or usable if name not in there]
+    if missing and (asked or not there):
+        raise _no_data(target, missing[0])
+    return list(asked or there)
+
+
+def _no_data(target: _Target, configuration: str) -> HSSLError:
+    data = data_folder(target.folder, target.plans, configuration)
+    command = preprocess_command(target.dataset, target.plans["plans_name"], configuration)
+    masks = (target.folder / "gt_segmentations").glob(f"*{target.dataset_json['file_ending']}")
+    if data.with_name(unlabelled_folder(data.name)).is_dir() and not any(masks):
+        return HSSLError(
+            f"{target.dataset} has no masks: its images alone were preprocessed. Seed a dataset that has some, or put "
+            f"them into `labelsTr` and run `{command}`."
+        )
+    return HSSLError(f"{data} does not exist: this configuration is not preprocessed. Run `{command}`.")
 
 
 def _check_files(asked: list[str], pth: str | Path | None, nnssl: str | Path | None) -> None:
@@ -198,17 +247,34 @@ def _check_files(asked: list[str], pth: str | Path | None, nnssl: str | Path | N
         raise HSSLError(f"nnU-Net reads nnssl's format for {OF_NNSSL} alone, {got}. Add `-c {OF_NNSSL}`.")
 
 
-def _check_family(metadata: WeightsMetadata, topology: Topology, target: _Target) -> None:
+def _check_family(
+    metadata: WeightsMetadata, topology: Topology, target: _Target, configuration: str, weights: str | Path
+) -> None:
     if metadata.family != topology.family:
-        theirs = metadata.domains[0].plans_name
-        presets = {load_preset(name).plans_name: name for name in known_presets()}
-        of_family = "resenc_l" if metadata.family == "ResidualEncoderUNet" else "default"  # of imported weights
-        preset = presets.get(theirs, of_family)
+        of_family = "nnUNetResEncUNetLPlans" if metadata.family == "ResidualEncoderUNet" else DEFAULT_PLANS
+        theirs = metadata.domains[0].plans_name  # of imported weights no preset's
+        plans_name = theirs if preset_name(theirs) else of_family
         raise HSSLError(
-            f"The weights were pretrained with a {metadata.family}, {target.plans_file} plans a {topology.family}. "
-            f"Run `hssl plan_and_preprocess -d {target.dataset} --preset {preset}`, then "
-            f"`hssl seed -d {target.dataset} -p {load_preset(preset).plans_name}`."
+            f"The weights were pretrained with a {metadata.family}, {target.plans_file} plans a {topology.family}. Run "
+            f"`{preprocess_command(target.dataset, plans_name, configuration)}`, then "
+            f"`{seed_command(target.dataset, weights, plans_name, configuration)}`."
         )
+
+
+def _finetuning(target: _Target, overrides: Mapping[str, Any] | None) -> tuple[FinetuningPlan, list[str]]:
+    """The fine-tuning to write, and a note on the values that it keeps of the seeded plans that are there."""
+    preset, path = preset_of_plans(target.plans), target.seeded_file
+    if overrides is not None or not path.is_file():
+        return finetuning_plan(preset, **(overrides or {})), []
+    remedy = "Repair it, or remove it to seed with the preset's values."
+    there = (read_plans(path, remedy).get("hssl") or {}).get("finetuning", {})
+    try:
+        kept = finetuning_plan(preset, path, **there)
+    except HSSLError as error:
+        raise HSSLError(f"{error}\n{remedy}") from None
+    ours, theirs = plan_to_json(kept), plan_to_json(finetuning_plan(preset))
+    differing = [f"{k} {json.dumps(ours[k])} (preset: {json.dumps(v)})" for k, v in theirs.items() if ours[k] != v]
+    return kept, [f"kept the values of {path} that are not the preset's: {', '.join(differing)}."] if differing else []
 
 
 def _write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -219,5 +285,5 @@ def _write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 
 def _write_seeded_plans(target: _Target, weights: Path, finetuning: FinetuningPlan) -> None:
     block = TargetBlock(weights=str(weights.resolve()), weights_sha256=file_sha256(weights), finetuning=finetuning)
-    name = target.plans["plans_name"] + SEEDED_SUFFIX
-    write_json(target.folder / f"{name}.json", {**target.plans, "plans_name": name, "hssl": plan_to_json(block)})
+    path = target.seeded_file
+    write_json(path, {**target.plans, "plans_name": path.stem, "hssl": plan_to_json(block)})

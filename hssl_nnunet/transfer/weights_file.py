@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ FORMAT_VERSION = 1
 HEADER_KEY = "hssl"
 SHARED, HEADS = "shared.", "heads."
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive, as torch.save writes it, and a bare pickle
+WEIGHTS_FILE = "hssl.safetensors"  # as `hssl pretrain` names it
 REMEDY = "Give the `hssl.safetensors` that `hssl pretrain` wrote, or what `hssl import` made of another checkpoint."
 
 
@@ -134,6 +136,12 @@ def read_metadata(path: str | Path) -> WeightsMetadata:
         return _metadata(file, path)
 
 
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file begins as the format does: with the length of its header in 8 bytes, and then the header."""
+    with Path(path).open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def file_sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -152,17 +160,33 @@ def _stored(tensor: Tensor) -> Tensor:
 def _opened(path: str | Path) -> Iterator[Any]:
     path = Path(path)
     if not path.is_file():
-        raise HSSLError(f"The weights file {path} does not exist. {REMEDY}")
+        raise _no_file(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
             yield opened
     except SafetensorError as error:
-        with path.open("rb") as file:
-            start = file.read(9)
-        # a safetensors file begins with the length of its header, which may look like a pickle, and then the header
-        is_pickle = start.startswith(PICKLE_STARTS) and start[8:] != b"{"
-        reason = "a pickle, which is never loaded" if is_pickle else f"truncated or no safetensors file ({error})"
-        raise HSSLError(f"{path} is {reason}. {REMEDY}") from None
+        raise _unreadable(path, error) from None
+
+
+def _no_file(path: Path) -> HSSLError:
+    if not path.is_dir():
+        return HSSLError(f"The weights file {path} does not exist. {REMEDY}")
+    inside = path / WEIGHTS_FILE
+    remedy = f"Give the file in it: {shlex.quote(str(inside))}." if inside.is_file() else REMEDY
+    return HSSLError(f"{path} is a folder, expected a weights file. {remedy}")
+
+
+def _unreadable(path: Path, error: SafetensorError) -> HSSLError:
+    with path.open("rb") as file:
+        start = file.read(len(PICKLE_STARTS[0]))
+    # the length of a header may look like a pickle
+    if start.startswith(PICKLE_STARTS) and not is_safetensors(path):
+        command = f"hssl import {shlex.quote(str(path))} -o imported.safetensors"
+        return HSSLError(
+            f"{path} is a pickle, which is never loaded. If it is a checkpoint of nnU-Net or nnssl, run `{command}` "
+            f"first, and give what that writes. {REMEDY}"
+        )
+    return HSSLError(f"{path} is truncated or no safetensors file ({error}). {REMEDY}")
 
 
 def _metadata(file: Any, path: str | Path) -> WeightsMetadata:
@@ -177,6 +201,6 @@ def _metadata(file: Any, path: str | Path) -> WeightsMetadata:
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise HSSLError(
             f"{path} has format version {version}, this hssl_nnunet reads up to {FORMAT_VERSION}. "
-            "Run `pip install -U hssl_nnunet`."
+            "Update it: run `git pull && pip install -e .` in its checkout."
         )
     return parse(WeightsMetadata, content, path)

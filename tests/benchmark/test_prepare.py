@@ -74,6 +74,27 @@ def test_a_budget_that_is_refused_leaves_the_folder_open_to_others(tmp_path: Pat
     assert (len(fold["train"]), len(fold["val"])) == (1, 10)  # and the share that tests is the second command's
 
 
+@pytest.mark.parametrize(
+    ("device", "part", "said"), [("foo", None, "Unknown device 'foo'"), ("cpu", "9/8", "--shard '9/8': expected i/n")]
+)
+def test_a_device_or_a_share_that_is_refused_leaves_nothing(
+    tmp_path: Path, device: str, part: str | None, said: str
+) -> None:
+    with pytest.raises(HSSLError, match=said):
+        run.run_benchmark(tmp_path / "bench", plan(device=device), 1, part)
+    assert not (tmp_path / "bench").exists()
+
+
+def test_what_is_not_typed_is_filled_in() -> None:
+    typed = {"domains": None, "weights": None, "patient_regex": None, "values": None, "plans_name": "nnUNetPlans"}
+    others = {"configuration": "3d_fullres", "budgets": ["12"], "min_cases": 1, "seeds": 1, "test_fraction": 0.3}
+    others |= {"tune": False, "nsd_tolerance_mm": 1.0, "device": "cpu"}
+    made = run.plan_as_typed(datasets=["1"], arms=["scratch"], preset="cpu", **typed, **others)
+    assert (made.domains, made.plans_name) == ((LARGE,), "nnUNetCPUPlans")
+    made = run.plan_as_typed(datasets=["1"], arms=["scratch"], preset=None, **{**typed, "domains": ["2"]}, **others)
+    assert (made.domains, made.plans_name) == ((SMALL,), "nnUNetPlans")
+
+
 def test_a_dataset_that_joins_later_has_folds_of_its_own_and_none_that_ask_too_much(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "bench")
     run.prepare(workspace, plan(seeds=2))

@@ -342,7 +342,8 @@ def test_an_id_of_another_dataset_is_refused_and_left_untouched(folders):
         ({"datasets": []}, ["at least one"]),
         ({"datasets": [4, 77]}, ["'77' was not found"]),
         ({"plans_name": "OtherPlans"}, ["no OtherPlans.json", "nnUNetPlans", "plan_and_preprocess -d 4"]),
-        ({"configuration": "2d"}, ["no configuration '2d'", "3d_fullres", "-c 2d"]),
+        ({"configuration": "2d"}, ["no configuration '2d'", "3d_fullres", "one of these with -c"]),
+        ({"plans_name": "nnUNetCPUPlans"}, ["`hssl plan_and_preprocess -d 4 --preset cpu`"]),
         ({"name": "a b"}, ["letters, digits"]),
         ({"output_id": 0}, ["1 to 999"]),
         ({"pretraining_overrides": {"loss": {"taw": 1}}}, ["loss.taw"]),
@@ -373,3 +374,60 @@ def test_a_preprocessed_dataset_without_raw_images_is_an_error(folders):
     shutil.rmtree(folders.raw / BRAIN)
     with pytest.raises(HSSLError, match=f"{BRAIN} is not in"):
         build()
+
+
+def test_a_corpus_is_no_domain_of_another(folders):
+    name = build().dataset_name
+    with pytest.raises(HSSLError, match=f"{name} is a corpus.*datasets that it joins"):
+        build_corpus([900, 4], 901)
+
+
+def test_a_dataset_whose_id_is_no_number(folders):
+    folders.add("Dataset5x_Odd", {}, {"a": 31}, n_stages=3, spacing=[1.0, 1.0, 1.0])
+    with pytest.raises(HSSLError, match="'Dataset5x_Odd' is not a dataset name"):
+        build_corpus([4, "Dataset5x_Odd"], 900)
+
+
+def test_cases_that_lack_preprocessing_share_one_command(folders):
+    for case in ("STS_1", "STS_2"):
+        (folders.preprocessed / SARCOMA / IDENTIFIER / f"{case}.b2nd").unlink()
+    folders.add("Dataset056_Late", {}, {f"c{i:02d}": 40 + i for i in range(13)}, n_stages=3, spacing=[1.0, 1.0, 1.0])
+    for path in sorted((folders.preprocessed / "Dataset056_Late").rglob("*.b2nd"))[:-1]:
+        path.unlink()
+    for name, channels in ((HIPPOCAMPUS, 1), (SARCOMA, 2), ("Dataset056_Late", 1)):
+        folders.write_plans(name, "nnUNetCPUPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    with pytest.raises(HSSLError, match="No image of Dataset052") as error:
+        build_corpus([4, 52], 900, plans_name="nnUNetCPUPlans")
+    assert str(error.value).count("plan_and_preprocess -d 52 --preset cpu") == 1
+    (late,) = build_corpus([4, 56], 900, plans_name="nnUNetCPUPlans").problems
+    assert late.remedy == "Run `hssl plan_and_preprocess -d 56 --preset cpu`."
+    assert late.case.startswith("c00, c01, ") and late.case.endswith("c09 and 2 more")
+    assert Path(late.file) == folders.preprocessed / "Dataset056_Late"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda plans: [], "all of it"),
+        (lambda plans: {}, "plans_name: Field required"),
+        (lambda plans: plans["configurations"]["3d_fullres"].pop("architecture"), "neither `architecture`"),
+        (lambda plans: plans["configurations"]["3d_fullres"]["architecture"].pop("arch_kwargs"), "arch_kwargs"),
+        (lambda plans: plans["configurations"]["3d_fullres"].pop("patch_size"), "configuration.patch_size"),
+        (lambda plans: plans.pop("foreground_intensity_properties_per_channel"), "foreground_intensity"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected old nnU-Net plans")
+def test_damaged_plans_are_named_with_the_command(folders, damage, said):
+    path = folders.preprocessed / HIPPOCAMPUS / "nnUNetPlans.json"
+    content = json.loads(path.read_text())
+    changed = damage(content)
+    path.write_text(json.dumps(changed if changed in ([], {}) else content))
+    with pytest.raises(HSSLError, match=rf"(?s){path}.*{said}.*Run `hssl plan_and_preprocess -d 4`"):
+        build()
+
+
+def test_what_cannot_be_removed_is_an_error_that_says_so(folders):
+    outdated = build().folder / "Outdated.json"
+    outdated.mkdir()  # not even root unlinks a folder
+    with pytest.raises(HSSLError, match=f"Cannot remove {outdated}"):
+        build(overwrite=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hssl_nnunet.corpus.fingerprint import ImageFingerprint
-from hssl_nnunet.corpus.hierarchy import build_hierarchy, derive_groups
+from hssl_nnunet.corpus.hierarchy import build_hierarchy, derive_groups, read_hierarchy
 from hssl_nnunet.corpus.modality import modality_of
 from hssl_nnunet.corpus.summary import summarise
 from hssl_nnunet.errors import HSSLError
@@ -142,3 +142,12 @@ def test_a_name_that_fits_two_datasets_is_ambiguous(tmp_path):
     domains = {"Dataset001_Liver": domain("CT"), "Dataset002_Liver": domain("CT")}
     with pytest.raises(HSSLError, match="ambiguous: Liver"):
         build_hierarchy(domains, write(tmp_path / "h.json", {"Liver": ["a"]}))
+
+
+@pytest.mark.parametrize("content", [None, "nonsense", "{}"])
+def test_a_hierarchy_that_is_none_is_told_with_an_example(tmp_path, content):
+    path = tmp_path / "groups.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(HSSLError, match=f'(?s){path} .*{{"groups": {{"Dataset004_Hippocampus".*leave --hierarchy out'):
+        read_hierarchy(path, ["Dataset004_Hippocampus"])

@@ -14,6 +14,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from hssl_nnunet.corpus.cases import Case
 from hssl_nnunet.corpus.integrity import (
+    QUARANTINE_FILE,
     Expectation,
     Problem,
     check_case,
@@ -21,6 +22,7 @@ from hssl_nnunet.corpus.integrity import (
     read_quarantine,
     write_quarantine,
 )
+from hssl_nnunet.errors import HSSLError
 
 EXPECTED = Expectation("Dataset007_Thing", SimpleITKIO, 2, frozenset({0, 1, 2}), needs_3d=True)
 
@@ -111,7 +113,9 @@ def test_rounding_of_headers_is_no_mismatch(case: Case) -> None:
 
 def test_wrong_channel_count(case: Case) -> None:
     (problem,) = check_case(Case("a", case.images[:1], case.mask), EXPECTED)
-    assert "1 channel(s), but dataset.json names 2" in problem.what
+    assert "1 channel(s), but dataset.json names 2" in problem.what and "missing channel" in problem.remedy
+    (problem,) = check_case(Case("a", (*case.images, case.images[0]), case.mask), EXPECTED)
+    assert "3 channel(s), but dataset.json names 2" in problem.what and "suffix `_0000`" in problem.remedy
 
 
 def test_2d_image_only_matters_in_3d(tmp_path: Path) -> None:
@@ -134,3 +138,12 @@ def test_quarantine_file(nnunet_folders: dict[str, Path]) -> None:
     write_quarantine("Dataset007_Thing", [])
     assert read_quarantine("Dataset007_Thing") == []
     assert list((nnunet_folders["nnUNet_preprocessed"] / "Dataset007_Thing").iterdir()) == []
+
+
+@pytest.mark.parametrize(("content", "said"), [("{}", "all of it"), ("[3]", "0: "), ('[{"case": "a"}]', "0.dataset")])
+def test_a_quarantine_file_of_another_form(nnunet_folders: dict[str, Path], content: str, said: str) -> None:
+    path = nnunet_folders["nnUNet_preprocessed"] / "Dataset007_Thing" / QUARANTINE_FILE
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(HSSLError, match=rf"(?s){path}.*{said}.*Run `hssl plan_and_preprocess -d Dataset007_Thing`"):
+        read_quarantine("Dataset007_Thing")

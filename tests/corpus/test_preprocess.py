@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +198,53 @@ def test_dataset_of_bad_images_only_is_listed(nnunet_folders: Folders) -> None:
     report = plan_and_preprocess([31], num_processes=1)
     assert report.exit_code == 3 and "every voxel" in report.problems[0].what
     assert (report.datasets[0].unlabelled, report.datasets[0].quarantined) == (0, 1)
+    assert report.lines == [f"{NAME}: 0 with masks, 0 without, 1 quarantined; nothing is left to plan from"]
+    assert list((nnunet_folders["nnUNet_preprocessed"] / NAME).glob("*Plans.json")) == []
+
+
+def test_a_configuration_that_nnunet_does_not_plan(nnunet_folders: Folders) -> None:
+    dataset(nnunet_folders["nnUNet_raw"], training="ab", masks=False)
+    with pytest.raises(HSSLError, match=rf"plans no 3d_lowres for {NAME} \(planned: 2d, 3d_fullres\)\. .*-c"):
+        plan_and_preprocess([31], ["3d_lowres"], num_processes=1)
+    report = plan_and_preprocess([31], ["3d_lowres", "3d_fullres"], num_processes=1)
+    assert report.lines == [
+        f"{NAME}: 0 with masks, 2 without, 0 quarantined",
+        f"Note: nnU-Net plans no 3d_lowres for {NAME} (planned: 2d, 3d_fullres).",
+        "Plans: nnUNetPlans",
+    ]
+    assert len(arrays(nnunet_folders["nnUNet_preprocessed"] / NAME / UNLABELLED)) == 4
+
+
+def test_labels_without_masks_are_noted(nnunet_folders: Folders) -> None:
+    raw = dataset(nnunet_folders["nnUNet_raw"], training="ab", masks=False)
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0, "thing": 1}}))
+    report = plan_and_preprocess([31], num_processes=1)
+    (note,) = report.datasets[0].notes
+    assert "treated as images without masks" in note and f"Note: {note}" in report.lines
+    assert (report.datasets[0].labelled, report.datasets[0].unlabelled) == (0, 2)
+
+
+def test_files_without_the_channel_suffix_are_named(nnunet_folders: Folders) -> None:
+    raw = dataset(nnunet_folders["nnUNet_raw"], training="a", masks=False)
+    for number in (1, 2):
+        save(raw / "imagesTr" / f"BRATS_{number:04d}.nii.gz", voxels(number))
+    report = plan_and_preprocess([31], num_processes=1)
+    assert [(p.case, p.what) for p in report.problems] == [
+        (f"BRATS_{n:04d}", "the name lacks the channel suffix `_0000`") for n in (1, 2)
+    ]
+    assert "Rename it to BRATS_0001_0000.nii.gz" in report.problems[0].remedy
+    assert (report.datasets[0].unlabelled, report.datasets[0].quarantined) == (1, 2)
+
+
+def test_an_unset_folder_is_named_before_an_image_is_read(
+    nnunet_folders: Folders, unset: Callable[[str], None]
+) -> None:
+    raw = dataset(nnunet_folders["nnUNet_raw"], training="a", masks=False)
+    (raw / "imagesTr").rename(raw / "elsewhere")  # would be the error if anything were read
+    unset("nnUNet_preprocessed")
+    with pytest.raises(HSSLError, match="nnUNet_preprocessed is not set"):
+        plan_and_preprocess([31], num_processes=1)
 
 
 def test_mistakes_are_named_before_anything_is_done(nnunet_folders: Folders) -> None:

@@ -105,8 +105,11 @@ def test_preprocessing_then_a_chain_whose_pretraining_is_requeued(
     assert "pretrained weights" in next((tmp_path / "slurm").glob("finetune_900_*.log")).read_text()
 
 
-def test_what_sbatch_refuses_is_said(run: Callable[..., str], cluster: dict[str, str]) -> None:
-    said = run("hssl", "slurm", "preprocess", "--sbatch=--partition=nowhere", "--submit", "-d", 4, code=1, **cluster)
+def test_what_sbatch_refuses_is_said(
+    run: Callable[..., str], cluster: dict[str, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    prepare(run, cluster, environment, tmp_path)
+    said = run("hssl", "slurm", "preprocess", "--sbatch=--partition=nowhere", "--submit", "-d", 61, code=1, **cluster)
     assert "sbatch refused" in said and "nowhere" in said
 
 

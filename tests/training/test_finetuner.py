@@ -345,8 +345,33 @@ def test_another_file_under_the_same_name_is_refused(target: Any, weights: Path,
     other = tiny_corpus.pretrainer(corpus, {"seed": 4})
     other.initialize()
     other.save_weights(weights)
-    with pytest.raises(HSSLError, match="hssl seed"):
+    with pytest.raises(HSSLError, match=f"`hssl seed -d {TARGET} -w {weights} -p nnUNetCPUPlans` again"):
         trainer.on_train_start()
+
+
+def test_weights_that_are_gone_are_put_back_or_replaced_by_seeding(target: Any, weights: Path) -> None:
+    trainer = target()
+    weights.unlink()
+    message = f"{weights}, the weights file .* does not exist.*`hssl seed -d {TARGET} .* -p nnUNetCPUPlans`"
+    with pytest.raises(HSSLError, match=message):
+        trainer.on_train_start()
+
+
+def test_a_run_goes_on_only_with_the_weights_it_began_with(target: Any, weights: Path, corpus: Path) -> None:
+    paths = {}
+    for kind in (HSSLFinetuner, Scratch):
+        trainer = target(kind)
+        trainer.initialize()
+        paths[kind] = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+        trainer.save_checkpoint(paths[kind])
+    began_with = file_sha256(weights)
+    other = tiny_corpus.pretrainer(corpus, {"seed": 4})
+    other.initialize()
+    other.save_weights(weights)
+    message = f"sha256 {began_with[:12]}.*name {file_sha256(weights)[:12]}.*-p nnUNetCPUPlans.*move the folder away"
+    with pytest.raises(HSSLError, match=message):
+        target().load_checkpoint(paths[HSSLFinetuner])
+    target(Scratch).load_checkpoint(paths[Scratch])  # the control has none of them
 
 
 def test_stock_plans_are_refused(target: Any, nnunet_folders: dict[str, Path]) -> None:

@@ -184,6 +184,19 @@ def test_two_hosts_train_as_one_process(folder: Path, hosts: tuple[str, str]) ->
     assert_same(alone, outcome(folder))
 
 
+def test_gpus_of_one_machine_are_processes_of_torchrun(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here on the CPU, where two processes stand for two GPUs."""
+    monkeypatch.setattr(launch, "check_gpus", lambda *args: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch.pretrain("900", device="cpu", num_gpus=2) == folder
+    assert load_weights(folder / "hssl.safetensors")[0]
+    with pytest.raises(HSSLError, match="hssl pretrain Dataset900_Tiny .* on 2 processes ended with exit code"):
+        launch.pretrain("900", device="cpu", num_gpus=2)
+    assert f"{folder} is finished" in capfd.readouterr().err  # each process has said why
+
+
 def test_torchrun_starts_pretraining_alone(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv(ranks.VARIABLE, "run")
     with pytest.raises(HSSLError, match="-num_gpus 2 under torchrun.*nproc_per_node"):

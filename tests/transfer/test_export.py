@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,7 @@ from torch import nn
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.transfer.checkpoints import CHECKPOINT_TYPES, load_checkpoint
-from hssl_nnunet.transfer.export import export_model
+from hssl_nnunet.transfer.export import export_model, prediction_commands
 from hssl_nnunet.transfer.seeding import target_network
 
 TRAINER = "nnUNetTrainerHSSLFinetune"
@@ -42,9 +43,10 @@ def tiny_network() -> nn.Module:
     return network
 
 
-def write_checkpoint(path: Path, network: nn.Module) -> None:
+def write_checkpoint(path: Path, network: nn.Module, **block: str) -> None:
     """A checkpoint as nnU-Net's own trainer saves it, after one step and with a log."""
     plans = seeded_plans() | {"continue_training": False}
+    plans["hssl"] |= block
     trainer = nnUNetTrainerHSSLFinetune(plans, "3d_fullres", 0, tiny.dataset_json(), torch.device("cpu"))
     trainer.network, trainer.was_initialized = network, True
     trainer.optimizer, _ = trainer.configure_optimizers()
@@ -170,6 +172,44 @@ def test_provenance_stays_but_no_private_path(model: Path, tmp_path: Path) -> No
     assert content["init_args"]["plans"] == plans
 
 
+def test_the_block_is_the_one_that_each_fold_was_trained_with(model: Path, tmp_path: Path) -> None:
+    write_checkpoint(model / "fold_1" / "checkpoint_final.pth", tiny_network(), weights_sha256="1" * 64)
+    later = seeded_plans()
+    later["hssl"] |= {"weights": "/elsewhere/later.safetensors", "weights_sha256": "2" * 64}
+    (model / "plans.json").write_text(json.dumps(later))  # seeded again, and another fold begun
+    folder = export(tmp_path / "out")
+    hashes = [
+        torch.load(folder / f"fold_{fold}" / "checkpoint_final.pth", weights_only=True)["init_args"]["plans"]["hssl"]
+        for fold in range(2)
+    ]
+    assert [(block["weights"], block["weights_sha256"]) for block in hashes] == [
+        ("hssl.safetensors", "0" * 64),
+        ("hssl.safetensors", "1" * 64),
+    ]
+    assert json.loads((folder / "plans.json").read_text())["hssl"] == hashes[0]
+
+
+@pytest.mark.parametrize("output", ["out", "model.ZIP", "my model.zip"])
+def test_the_commands_that_predict_name_the_exported_folds(model: Path, tmp_path: Path, output: str) -> None:
+    exported = export(tmp_path / output)
+    *install, predict = prediction_commands(exported)
+    words = shlex.split(predict)
+    if output == "out":
+        assert not install and words.pop(0) == f"nnUNet_results={tmp_path / 'out'}"
+    else:
+        assert zipfile.is_zipfile(exported)
+        (line,) = install
+        assert shlex.split(line) == ["nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / output)]
+    assert words[0] == "nnUNetv2_predict" and words[-4:] == ["-i", "INPUT", "-o", "OUTPUT"]
+    assert " ".join(words[1:-4]) == f"-d {tiny.DATASET} -tr nnUNetTrainer -p {PLANS} -c 3d_fullres -f 0"
+
+
+def test_another_checkpoint_is_named_to_prediction(model: Path, tmp_path: Path) -> None:
+    exported = export(tmp_path, folds=(1,), checkpoint="checkpoint_best.pth")
+    (command,) = prediction_commands(exported, "checkpoint_best.pth")
+    assert " -f 1 -chk checkpoint_best.pth " in command
+
+
 def test_zip_has_the_layout_that_nnunet_installs(model: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(export(tmp_path / "model.zip", folds=(0,))) as archive:
         names = archive.namelist()
@@ -186,7 +226,7 @@ def test_another_checkpoint_and_fold(model: Path, tmp_path: Path) -> None:
 
 
 def test_model_that_is_not_there(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(HSSLError, match=f"There: {TRAINER}__{PLANS}__3d_fullres.*hssl finetune"):
+    with pytest.raises(HSSLError, match=f"There: {TRAINER}__{PLANS}__.* 3d_fullres 0 -p {PLANS} --scratch`"):
         export(tmp_path, trainer="nnUNetTrainerHSSLScratch")
 
 
@@ -212,6 +252,23 @@ def test_second_run_on_the_same_output(model: Path, tmp_path: Path, output: str)
     export(tmp_path / output)
     with pytest.raises(HSSLError, match="exists already.*-o"):
         export(tmp_path / output)
+
+
+@pytest.mark.parametrize("output", ["file", "file/model.zip", "file/deeper"])
+def test_an_output_in_the_place_of_a_file(model: Path, tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(HSSLError, match=f"Cannot write {tmp_path / output}.*`-o`"):
+        export(tmp_path / output)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("output", ["out", "model.zip"])
+def test_an_output_that_may_not_be_written(model: Path, tmp_path: Path, output: str) -> None:
+    folder = tmp_path / "read_only"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(HSSLError, match=f"Cannot write {folder / output}.*Permission denied.*`-o`"):
+        export(folder / output)
 
 
 def test_network_that_stock_nnunet_does_not_build(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import tiny_target as tiny
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hssl_nnunet import cli
@@ -207,6 +208,50 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path, content: Any, said: str
     with pytest.raises(HSSLError, match=said):
         import_checkpoint(tmp_path / "c.pth", tmp_path / "w.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.pth"]
+
+
+@pytest.mark.parametrize(
+    ("output", "there", "said"),
+    [
+        ("c.pth", "c.pth", "-o .*c.pth: a weights file ends in `.safetensors`"),
+        ("w.json", "w.safetensors", "-o .*w.json: a weights file ends in `.safetensors`"),
+        ("w.safetensors", "w.safetensors", "w.safetensors is there already, and is not replaced"),
+        ("dataset.safetensors", "dataset.json", "dataset.json is there already, and is not replaced"),
+    ],
+)
+def test_no_file_is_replaced(tmp_path: Path, output: str, there: str, said: str) -> None:
+    torch.save(changed(), tmp_path / "c.pth")
+    (tmp_path / there).write_bytes(before := b"the user's" if there != "c.pth" else (tmp_path / there).read_bytes())
+    with pytest.raises(HSSLError, match=said):
+        import_checkpoint(tmp_path / "c.pth", tmp_path / output)
+    assert (tmp_path / there).read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"c.pth", there}
+
+
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(HSSLError, match="The checkpoint .*nofile.pth does not exist. Name a file"):
+        import_checkpoint(tmp_path / "nofile.pth", output)
+    with pytest.raises(HSSLError, match="The checkpoint .* is a folder. Name a file"):
+        import_checkpoint(tmp_path, output)
+    weights = tiny.write_weights(tmp_path / "hssl.safetensors")
+    with pytest.raises(HSSLError, match=f"is a weights file already.*`hssl seed -d DATASET -w {weights}`"):
+        import_checkpoint(weights, output)
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(HSSLError, match="foreign.safetensors is a safetensors file without an `hssl` header"):
+        import_checkpoint(tmp_path / "foreign.safetensors", output)
+    assert not output.exists()
+
+
+def test_a_pretraining_is_pointed_to_its_weights(tmp_path: Path) -> None:
+    path, weights = tmp_path / "checkpoint_final.pth", tmp_path / "hssl.safetensors"
+    plans = {**tiny.plans(tiny.PLAIN), "hssl": {"role": "corpus"}}
+    torch.save({"network_weights": {}, "init_args": {"plans": plans}}, path)
+    with pytest.raises(HSSLError, match="pretraining of ours, .*when it ends: run `hssl pretrain CORPUS --c`"):
+        import_checkpoint(path, tmp_path / "w.safetensors")
+    tiny.write_weights(weights)
+    with pytest.raises(HSSLError, match=f"pretraining of ours, .*run `hssl seed -d DATASET -w {weights}`"):
+        import_checkpoint(path, tmp_path / "w.safetensors")
 
 
 class Bomb:

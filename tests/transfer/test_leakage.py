@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import tiny_target as tiny
 
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, fingerprint_files
+from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.transfer.leakage import content_hashes, leakage_notes, seen_cases, validation_cases
 
 CASES = ["case_0", "case_1", "case_2", "case_3"]
@@ -72,3 +73,34 @@ def test_silent_only_when_every_content_is_known(measured: Path) -> None:
     (measured / CACHE_FILE).unlink()
     (note,) = leakage_notes(tiny.metadata(), tiny.DATASET, measured)
     assert "by name" in note and CACHE_FILE in note
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 1, "files": {"a": 3}}'])
+def test_a_damaged_cache_counts_as_none(measured: Path, content: str) -> None:
+    (measured / CACHE_FILE).write_text(content)
+    assert content_hashes(measured) == {}
+    (note,) = leakage_notes(tiny.metadata(), tiny.DATASET, measured)
+    assert "by name" in note and CACHE_FILE in note
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "all of it"),
+        ('[{"train": []}]', "0.val: Field required"),
+        ('[{"val": "case_0"}]', "0.val"),
+        ("nonsense", "JSON"),
+    ],
+)
+def test_damaged_splits_are_named_with_the_remedy(tmp_path: Path, content: str, said: str) -> None:
+    splits = tiny.write_target(tmp_path) / "splits_final.json"
+    splits.write_text(content)
+    with pytest.raises(HSSLError, match=rf"(?s){splits}.*{said}.*remove it: nnU-Net then splits anew"):
+        validation_cases(splits.parent)
+
+
+def test_a_dataset_json_without_file_ending(tmp_path: Path) -> None:
+    folder = tiny.write_target(tmp_path)
+    (folder / "dataset.json").write_text("{}")
+    with pytest.raises(HSSLError, match=rf"(?s)file_ending: Field required.*plan_and_preprocess -d {folder.name}`"):
+        validation_cases(folder)

@@ -13,10 +13,11 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
+from hssl_nnunet.cli_transfer import seed
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import target_block
-from hssl_nnunet.transfer.seeding import load_into, seed_target
+from hssl_nnunet.transfer.seeding import load_into, seed_target, seeded_plans_file
 from hssl_nnunet.transfer.selection import selected_state
 
 
@@ -130,6 +131,54 @@ def test_seeding_from_seeded_plans_is_seeding_anew(target: Path, weights: Path) 
     assert len(list(target.glob("*Plans*.json"))) == 2
 
 
+def edit(path: Path, **values: object) -> None:
+    content = json.loads(path.read_text())
+    content["hssl"]["finetuning"] |= values
+    path.write_text(json.dumps(content))
+
+
+def test_seeding_again_keeps_edited_values_and_names_them(target: Path, weights: Path, tmp_path: Path) -> None:
+    path = target / "nnUNetCPUPlans_HSSL.json"
+    first = seed_target(4, weights, "nnUNetCPUPlans")["3d_fullres"]
+    assert not [note for note in first.notes if "kept" in note]
+    edit(path, num_epochs=3, schedule="stock")
+    other = tiny.write_weights(tmp_path / "other.safetensors", images=(tiny.seen("b"),))
+    (note,) = [n for n in seed_target(4, other, "nnUNetCPUPlans")["3d_fullres"].notes if "kept" in n]
+    assert note.endswith('not the preset\'s: num_epochs 3 (preset: 20), schedule "stock" (preset: "warmup").')
+    block = target_block(json.loads(path.read_text()), path)
+    assert (block.finetuning.num_epochs, block.finetuning.schedule) == (3, "stock")
+    assert Path(block.weights) == other.resolve()
+    assert block.weights_sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
+    # what a caller asks for in full is what the plans get
+    seed_target(4, other, "nnUNetCPUPlans", finetuning_overrides={"num_epochs": 7})
+    finetuning = target_block(json.loads(path.read_text()), path).finetuning
+    assert (finetuning.num_epochs, finetuning.schedule) == (7, "warmup")
+
+
+def test_seeded_plans_that_are_wrong_are_not_replaced(target: Path, weights: Path) -> None:
+    path = target / "nnUNetCPUPlans_HSSL.json"
+    seed_target(4, weights, "nnUNetCPUPlans")
+    edit(path, learning_rate=1.0)
+    before = path.read_text()
+    with pytest.raises(HSSLError, match="(?s)_HSSL.json.*learning_rate.*Repair it, or remove it"):
+        seed_target(4, weights, "nnUNetCPUPlans")
+    assert path.read_text() == before
+
+
+def test_the_command_names_what_it_wrote_and_what_comes_next(
+    target: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pth = tmp_path / "seeded.pth"
+    seed("4", weights, "nnUNetCPUPlans", ["3d_fullres"], pth)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [
+        f"Wrote {target / 'nnUNetCPUPlans_HSSL.json'}",
+        f"Wrote {pth}",
+        "Next: hssl finetune 4 3d_fullres 0 -p nnUNetCPUPlans_HSSL",
+    ]
+    assert pth.is_file() and seeded_plans_file(4, "nnUNetCPUPlans_HSSL").is_file()
+
+
 def test_all_configurations_without_the_cascade(target: Path, weights: Path) -> None:
     reports = seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=None)
     assert reports.keys() == {"2d", "3d_fullres"}
@@ -178,7 +227,7 @@ def test_pth_holds_cpu_tensors_and_nothing_else(target: Path, weights: Path, tmp
 def test_weights_of_the_other_family(target: Path, tmp_path: Path) -> None:
     weights = tiny.write_weights(tmp_path / "w.safetensors", tiny.RESIDUAL)
     message = "pretrained with a ResidualEncoderUNet.*plans a PlainConvUNet.*hssl plan_and_preprocess"
-    with pytest.raises(HSSLError, match=f"{message}.*--preset resenc_m.*-p nnUNetResEncUNetMPlans"):
+    with pytest.raises(HSSLError, match=f"{message}.*--preset resenc_m.*-w {weights} -p nnUNetResEncUNetMPlans"):
         seed_target(4, weights, tiny.PLANS[tiny.PLAIN])
     assert not list(target.glob("*_HSSL.json"))
 
@@ -210,6 +259,45 @@ def test_dataset_without_labels(target: Path, weights: Path) -> None:
     (target / "dataset.json").write_text(json.dumps(tiny.dataset_json() | {"labels": {}}))
     with pytest.raises(HSSLError, match="no labels to segment"):
         seed_target(4, weights, tiny.PLANS[tiny.PLAIN])
+
+
+def test_plans_copied_from_others(target: Path, weights: Path) -> None:
+    seed_target(4, weights, "nnUNetCPUPlans")
+    seeded = (target / "nnUNetCPUPlans_HSSL.json").read_text()
+    (target / "Mine.json").write_text((target / "nnUNetCPUPlans.json").read_text())
+    with pytest.raises(HSSLError, match='Mine.json calls itself `nnUNetCPUPlans`.*Set `"plans_name": "Mine"` in it'):
+        seed_target(4, weights, "Mine")
+    assert (target / "nnUNetCPUPlans_HSSL.json").read_text() == seeded and not (target / "Mine_HSSL.json").exists()
+
+
+def test_a_corpus_is_no_target(target: Path, weights: Path) -> None:
+    path = target / "nnUNetCPUPlans.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hssl": {"role": "corpus"}}))
+    with pytest.raises(HSSLError, match="are the plans of a corpus.*Seed a dataset that has masks"):
+        seed_target(4, weights, "nnUNetCPUPlans")
+    assert not list(target.glob("*_HSSL.json"))
+
+
+@pytest.mark.parametrize("asked", [("3d_fullres",), None])
+def test_a_configuration_that_is_not_preprocessed(target: Path, weights: Path, asked: tuple[str, ...] | None) -> None:
+    data = target / "nnUNetCPUPlans_3d_fullres"
+    data.rmdir()
+    command = f"Run `hssl plan_and_preprocess -d {tiny.DATASET} --preset cpu"
+    with pytest.raises(HSSLError, match=f"{data} does not exist: this configuration is not preprocessed. {command}"):
+        seed_target(4, weights, "nnUNetCPUPlans", configurations=asked)
+    assert not list(target.glob("*_HSSL.json"))
+
+
+def test_images_without_a_single_mask(target: Path, weights: Path) -> None:
+    data = target / "nnUNetCPUPlans_3d_fullres"
+    data.rename(target / "nnUNetCPUPlans_3d_fullres_unlabelled")
+    with pytest.raises(HSSLError, match="_3d_fullres does not exist"):  # it has masks, not preprocessed ones
+        seed_target(4, weights, "nnUNetCPUPlans")
+    for mask in (target / "gt_segmentations").iterdir():
+        mask.unlink()
+    with pytest.raises(HSSLError, match=f"{tiny.DATASET} has no masks.*`labelsTr` and run `hssl plan_and_preprocess"):
+        seed_target(4, weights, "nnUNetCPUPlans")
+    assert not list(target.glob("*_HSSL.json"))
 
 
 def test_unknown_finetuning_value(target: Path, weights: Path) -> None:

@@ -125,6 +125,10 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def a_folder_of_a_pretraining(path: Path) -> None:
+    tiny.write_weights(path / "hssl.safetensors")
+
+
 def missing(path: Path) -> None:
     pass
 
@@ -152,16 +156,17 @@ def broken_header(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (a_pickle, "is a pickle.*hssl pretrain"),
-        (a_pth, "is a pickle.*hssl pretrain"),
+        (a_pickle, "is a pickle.*`hssl import .*given.safetensors -o imported.safetensors` first.*hssl pretrain"),
+        (a_pth, "is a pickle.*`hssl import .*given.safetensors -o imported.safetensors` first.*hssl pretrain"),
         (truncated, "truncated.*hssl pretrain"),
         (cut_in_header, "truncated.*hssl pretrain"),
         (empty, "truncated.*hssl pretrain"),
         (cut_and_like_a_pickle, "truncated.*hssl pretrain"),
-        (a_folder, "does not exist.*hssl pretrain"),
+        (a_folder, "is a folder, expected a weights file.*hssl pretrain"),
+        (a_folder_of_a_pretraining, "is a folder.*Give the file in it: .*given.safetensors/hssl.safetensors"),
         (missing, "does not exist.*hssl pretrain"),
         (foreign, "without an `hssl` header.*hssl pretrain"),
-        (newer, "format version 2.*pip install"),
+        (newer, "format version 2.*`git pull && pip install -e .`"),
         (unknown_key, "(?s)not a valid WeightsMetadata.*news"),
         (broken_header, "not valid JSON.*hssl pretrain"),
     ],

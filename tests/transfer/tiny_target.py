@@ -111,7 +111,8 @@ def plans(family: str, channels: int = CHANNELS) -> dict[str, Any]:
 def write_target(preprocessed: Path, family: str = PLAIN) -> Path:
     """Write what seeding reads of a preprocessed dataset; returns its folder."""
     folder = preprocessed / DATASET
-    (folder / "gt_segmentations").mkdir(parents=True)
+    for sub in ("gt_segmentations", f"{PLANS[family]}_3d_fullres"):
+        (folder / sub).mkdir(parents=True)
     for case in range(4):
         (folder / "gt_segmentations" / f"case_{case}.nii.gz").touch()
     (folder / "dataset.json").write_text(json.dumps(dataset_json()))

@@ -1,0 +1,95 @@
+"""What becomes of pretrained weights: `hssl seed`, `export`, `import` and `inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hssl_nnunet.cli_options import (
+    Configuration,
+    Configurations,
+    DefaultPlans,
+    FoundPlans,
+    OneDataset,
+    show,
+)
+from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, finetune_command
+
+DEFAULT_CONFIGURATIONS = [DEFAULT_CONFIGURATION]
+
+
+def seed(
+    dataset: OneDataset,
+    weights: Annotated[Path, typer.Option("-w", metavar="FILE", help="Weights of a pretraining.", show_default=False)],
+    plans_name: DefaultPlans = "nnUNetPlans",
+    configurations: Configurations = DEFAULT_CONFIGURATIONS,
+    pth: Annotated[
+        Path | None, typer.Option("--pth", metavar="OUT", help="Also write a file for stock -pretrained_weights.")
+    ] = None,
+    nnssl: Annotated[
+        Path | None,
+        typer.Option("--nnssl", metavar="OUT", help="Also write nnssl's format, for nnU-Net's PretrainedTrainer."),
+    ] = None,
+) -> None:
+    """Report what a target takes from pretrained weights, tensor by tensor, and write its seeded plans.
+
+    Seeding again keeps the fine-tuning values of seeded plans that are there, and names those that differ from the
+    preset's; remove that file to get the preset's back.
+    """
+    from hssl_nnunet.transfer.report import render
+    from hssl_nnunet.transfer.seeding import seed_target, seeded_plans_file
+
+    reports = seed_target(dataset, weights, plans_name, configurations, pth, nnssl)
+    for report in reports.values():
+        show(render(report, full=True))
+    plans = seeded_plans_file(dataset, plans_name)
+    for path in filter(None, (plans, pth, nnssl)):
+        print(f"Wrote {path}")
+    for configuration in reports:
+        print(f"Next: {finetune_command(dataset, configuration, plans.stem)}")
+
+
+def export(
+    dataset: OneDataset,
+    output: Annotated[Path, typer.Option("-o", metavar="OUT", help="A folder, or a .zip.", show_default=False)],
+    configuration: Configuration = DEFAULT_CONFIGURATION,
+    plans_name: FoundPlans = None,
+    trainer: Annotated[str, typer.Option("-tr", help="Trainer that trained the model.")] = "nnUNetTrainerHSSLFinetune",
+    folds: Annotated[
+        list[str] | None, typer.Option("-f", metavar="FOLD...", help="Folds; default: all.", show_default=False)
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("-chk", help="Checkpoint of each fold.")] = "checkpoint_final.pth",
+) -> None:
+    """Write a fine-tuned model that stock nnUNetv2_predict runs on a machine without this package."""
+    from hssl_nnunet.launch import target_plans_name
+    from hssl_nnunet.paths import dataset_name
+    from hssl_nnunet.transfer.export import export_model, prediction_commands
+
+    plans_name = plans_name or target_plans_name(dataset_name(dataset), configuration)
+    exported = export_model(dataset, configuration, plans_name, trainer, folds, output, checkpoint)
+    print(f"Wrote {exported}")
+    for command in prediction_commands(exported, checkpoint):
+        print(f"Next: {command}")
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="Of nnU-Net, or of nnssl.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The weights file.", show_default=False)],
+) -> None:
+    """Make a weights file of another checkpoint, to seed any target with, or to compare with in a benchmark."""
+    from hssl_nnunet.transfer.import_checkpoint import import_checkpoint
+
+    done = import_checkpoint(checkpoint, output)
+    print(f"Took {len(done.taken)} parameters, without {len(done.absent)} of the decoder that are not there.")
+    if done.ignored:
+        print(f"Left out {len(done.ignored)} tensors that no target takes, such as {done.ignored[0]}.")
+    print(f"Wrote {output}")
+
+
+def inspect(file: Annotated[Path, typer.Argument(help="A weights file.", show_default=False)]) -> None:
+    """Show what a weights file holds: domains, hierarchy, images seen, loss curves, versions, citation."""
+    from hssl_nnunet.transfer.inspect_weights import render_inspection
+
+    show(render_inspection(file))

@@ -1,0 +1,58 @@
+"""nnU-Net's plans files, read and checked as far as we rely on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json
+from hssl_nnunet.typed_json import parse
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """The part of a plans file without which it is none."""
+
+    plans_name: str
+    configurations: dict[str, dict[str, Any]]
+
+
+def read_plans(path: str | Path, remedy: str = "") -> dict[str, Any]:
+    """Read a plans file.
+
+    Args:
+        path: the file.
+        remedy: the sentence that tells how to get the file; added to the errors.
+
+    Returns:
+        All of its content; `plans_name` is text, and `configurations` an object of objects.
+
+    Raises:
+        HSSLError: the file is missing, is not JSON, or holds no plans.
+    """
+    plans: dict[str, Any] = read_json(path, remedy)
+    parse(Plans, plans, path, remedy)
+    return plans
+
+
+def resolved_configuration(
+    plans: dict[str, Any], configuration: str, source: str | Path, remedy: str = ""
+) -> dict[str, Any]:
+    """A configuration of the plans with what it inherits, as nnU-Net reads it; old plans get their `architecture`.
+
+    Raises:
+        HSSLError: nnU-Net cannot read it: it lacks keys, or inherits from what is not there.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    try:
+        found: dict[str, Any] = PlansManager(plans).get_configuration(configuration).configuration
+    except KeyError as error:
+        reason = f"it has neither `architecture` nor the older {error}"
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error)
+    else:
+        return found
+    raise HSSLError(f"{source}: nnU-Net cannot use the configuration '{configuration}': {reason}. {remedy}".rstrip())

@@ -1,0 +1,95 @@
+"""The commands that errors and reports suggest, whole: typed as they stand they do what is missing."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, known_presets, load_preset
+
+DEFAULT_CONFIGURATION, DEFAULT_PRESET = "3d_fullres", "default"
+
+
+def preset_name(plans_name: str) -> str | None:
+    """Name of the preset that plans of this name, seeded or not, were made with; None where no preset has it."""
+    own = plans_name.removesuffix(SEEDED_SUFFIX)
+    return next((name for name in known_presets() if load_preset(name).plans_name == own), None)
+
+
+def preprocess_command(
+    dataset: str | int, plans_name: str = DEFAULT_PLANS, configuration: str = DEFAULT_CONFIGURATION
+) -> str:
+    """The command that preprocesses a configuration of a dataset.
+
+    Args:
+        dataset: id or name.
+        plans_name: the plans, seeded or not; of plans that no preset makes, nnU-Net itself preprocesses.
+        configuration: nnU-Net's configuration.
+    """
+    preset = preset_name(plans_name)
+    if preset is None:
+        own = plans_name.removesuffix(SEEDED_SUFFIX)
+        return _joined("nnUNetv2_preprocess", "-d", _number(dataset), "-plans_name", own, "-c", configuration)
+    chosen = () if preset == DEFAULT_PRESET else ("--preset", preset)
+    return _joined("hssl", "plan_and_preprocess", "-d", dataset, *chosen, *_unless_default(configuration))
+
+
+def corpus_command(corpus: str | int) -> str:
+    """The command that makes a corpus; which datasets it joins is the user's choice.
+
+    Args:
+        corpus: id or name of the corpus.
+    """
+    number = _number(corpus)
+    name = str(corpus).partition("_")[2] if number != str(corpus) else ""
+    return f"hssl corpus -d DATASET... {_joined('-o', number, *(('-n', name) if name else ()))}"
+
+
+def seed_command(
+    dataset: str | int,
+    weights: str | Path | None = None,
+    plans_name: str = DEFAULT_PLANS,
+    configuration: str = DEFAULT_CONFIGURATION,
+) -> str:
+    """The command that seeds a target.
+
+    Args:
+        dataset: id or name of the target.
+        weights: the weights file; None where only the user knows it.
+        plans_name: plans of the target, seeded or not.
+        configuration: nnU-Net's configuration.
+    """
+    own = plans_name.removesuffix(SEEDED_SUFFIX)
+    named = () if own == DEFAULT_PLANS else ("-p", own)
+    file = "hssl.safetensors" if weights is None else weights
+    return _joined("hssl", "seed", "-d", dataset, "-w", file, *named, *_unless_default(configuration))
+
+
+def finetune_command(
+    dataset: str | int, configuration: str, plans_name: str, fold: str | int = 0, *, scratch: bool = False
+) -> str:
+    """The command that fine-tunes a seeded target, or its control.
+
+    Args:
+        dataset: id or name of the target.
+        configuration: nnU-Net's configuration.
+        plans_name: the seeded plans.
+        fold: 0 to 4, or `all`.
+        scratch: the control, without the weights.
+    """
+    control = ("--scratch",) if scratch else ()
+    return _joined("hssl", "finetune", dataset, configuration, fold, "-p", plans_name, *control)
+
+
+def _unless_default(configuration: str) -> tuple[str, ...]:
+    return () if configuration == DEFAULT_CONFIGURATION else ("-c", configuration)
+
+
+def _number(dataset: str | int) -> str:
+    """`4` of `Dataset004_Hippocampus`; anything else stays as it is."""
+    digits = str(dataset).removeprefix("Dataset").partition("_")[0]
+    return str(int(digits)) if digits.isdecimal() else str(dataset)
+
+
+def _joined(*words: str | int | Path) -> str:
+    return shlex.join(map(str, words))

@@ -1,0 +1,67 @@
+"""The results folder of one training: never overwritten, and finished or to be continued."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hssl_nnunet.errors import HSSLError
+
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+
+
+def epochs_done(folder: Path, last_file: str) -> int:
+    """Epochs of a training that has ended; 0 while it has not.
+
+    Args:
+        folder: its folder.
+        last_file: what it writes last, after its final checkpoint; relative to the folder.
+
+    Raises:
+        HSSLError: the final checkpoint is damaged.
+    """
+    checkpoint, last = folder / FINAL_CHECKPOINT, folder / last_file
+    if not (checkpoint.is_file() and last.is_file()):
+        return 0
+    if last.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns:  # of an earlier end, before `num_epochs` was raised
+        return 0
+    from hssl_nnunet.transfer.checkpoints import load_checkpoint
+
+    return int(load_checkpoint(checkpoint)["current_epoch"])
+
+
+def refuse_to_overwrite(folder: Path, plans: Path) -> None:
+    """Refuse a folder that holds a training.
+
+    Args:
+        folder: the folder.
+        plans: the plans' file, for the error.
+
+    Raises:
+        HSSLError: it does; says whether that is finished.
+    """
+    saved = sorted(p.name for p in folder.glob("checkpoint_*.pth"))
+    if FINAL_CHECKPOINT in saved:
+        raise HSSLError(
+            f"{folder} is finished: it holds {FINAL_CHECKPOINT}. Move the folder away to start again; to train longer, "
+            f"raise `num_epochs` in {plans} and add --c."
+        )
+    if saved:
+        raise HSSLError(
+            f"{folder} already holds a training ({', '.join(saved)}). Add --c to continue it, or move the folder away "
+            "to start again."
+        )
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say after Ctrl-C whether the training can be continued."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = any(folder.glob("checkpoint_*.pth"))
+        remedy = "Run the same command with --c to resume." if saved else "No checkpoint was written yet."
+        print(f"\nStopped. {remedy} ({folder})", file=sys.stderr)
+        raise
