@@ -13,7 +13,7 @@ DRAWN_PER_POINT = 8  # views share an eighth of a crop's volume at the least ove
 
 
 def corresponding_points(views: Views, count: int, generator: torch.Generator) -> Points:
-    """Draw points of view 0 that lie in view 1 too, inside the image in both; hidden blocks are not looked at.
+    """Draw points of view 0 that lie in view 1 too, inside the image in both, hidden or not.
 
     A point is drawn uniformly in view 0 and carried by the views' affine maps into view 1; of more candidates than
     needed the first that both show are taken. Of points in one voxel the first counts: it must not be told from itself.

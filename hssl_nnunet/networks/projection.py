@@ -117,10 +117,7 @@ def plan_projection(
 
 def _decide(role: str, shape: tuple[int, ...], shared: Sequence[int] | None) -> tuple[Status, str]:
     if shared is None:
-        return (
-            "fresh",
-            "not pretrained: no domain has this level or block, or no term of the loss decodes",
-        )
+        return "fresh", "not pretrained: no domain has this level or block, or no term of the loss decodes"
     shared = tuple(shared)
     if shape == shared:
         return "exact", ""

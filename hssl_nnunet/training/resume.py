@@ -45,7 +45,7 @@ def check_images(checkpoint: Mapping[str, Any], path: str, rows: Sequence[ImageR
 def changed_values(
     checkpoint: Mapping[str, Any], path: str, plan: PretrainingPlan, state: Mapping[str, Tensor]
 ) -> list[str]:
-    """Plan values that differ from those of a checkpoint, all of them harmless.
+    """Plan values that differ from those of a checkpoint and leave network and optimiser what they were.
 
     Args:
         checkpoint: nnU-Net's, of a pretraining.

@@ -148,7 +148,7 @@ def seed_target(
     tensors, metadata = load_weights(weights)
     target = _read_target(dataset, plans_name)
     asked = _configurations(target, configurations)
-    _check_files(asked, pth, nnssl)
+    _check_files(asked, weights, pth, nnssl)
     source = str(target.plans_file)
     networks = {name: target_network(target.plans, target.dataset_json, name, source) for name in asked}
     for name, (_, topology) in networks.items():
@@ -239,7 +239,12 @@ def _no_data(target: _Target, configuration: str) -> HSSLError:
     return HSSLError(f"{data} does not exist: this configuration is not preprocessed. Run `{command}`.")
 
 
-def _check_files(asked: list[str], pth: str | Path | None, nnssl: str | Path | None) -> None:
+def _check_files(asked: list[str], weights: str | Path, pth: str | Path | None, nnssl: str | Path | None) -> None:
+    files = [Path(file).resolve() for file in (weights, pth, nnssl) if file is not None]
+    if len(set(files)) < len(files):
+        raise HSSLError(
+            f"--pth and --nnssl need files of their own beside the weights, got {', '.join(map(str, files))}."
+        )
     got = f"got the configurations {', '.join(asked)}"
     if pth is not None and len(asked) != 1:
         raise HSSLError(f"A .pth file holds one network, {got}. Add `-c {asked[0]}`.")

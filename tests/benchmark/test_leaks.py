@@ -9,11 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_benchmark import typed_plan
 
 from hssl_nnunet.benchmark.arms import Arm, known_arms
 from hssl_nnunet.benchmark.job import pretraining_job
 from hssl_nnunet.benchmark.leakage import overlap, patterns_of
-from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan, plan_from_options
+from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan
 from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
 from hssl_nnunet.benchmark.run import _with_earlier, jobs_of, refused_arms
 from hssl_nnunet.benchmark.splits import DatasetSplit
@@ -43,24 +44,8 @@ def plan(nnunet_folders: dict[str, Path]) -> BenchmarkPlan:
 
 
 def options(**changes: object) -> BenchmarkPlan:
-    values = {
-        "command": "hssl benchmark run",
-        "datasets": [PET],
-        "domains": [MR, CINE],
-        "configuration": "3d_fullres",
-        "plans_name": "nnUNetPlans",
-        "budgets": ["5%"],
-        "min_cases": 1,
-        "arms": ["scratch", "hssl"],
-        "seeds": 1,
-        "test_fraction": 0.3,
-        "tune": False,
-        "nsd_tolerance_mm": 1.0,
-        "patient_regex": ["54=(.*)_"],
-        "values_file": None,
-        "device": "cpu",
-    }
-    return plan_from_options(**{**values, **changes})
+    own = {"datasets": [PET], "domains": [MR, CINE], "budgets": ["5%"], "patient_regex": ["54=(.*)_"]}
+    return typed_plan(**{**own, **changes})
 
 
 def test_a_test_patient_is_left_out_of_domains_that_are_no_targets(plan: BenchmarkPlan) -> None:

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tiny_benchmark import typed_plan
 
 from hssl_nnunet.benchmark import leakage, run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
-from hssl_nnunet.benchmark.plan import BenchmarkPlan, plan_from_options
+from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
@@ -41,24 +42,7 @@ def datasets(nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
 
 
 def plan(**changes: Any) -> BenchmarkPlan:
-    values = {
-        "command": "hssl benchmark run",
-        "datasets": [LARGE],
-        "domains": [LARGE, SMALL],
-        "configuration": "3d_fullres",
-        "plans_name": "nnUNetPlans",
-        "budgets": ["12"],
-        "min_cases": 1,
-        "arms": ["scratch", "hssl"],
-        "seeds": 1,
-        "test_fraction": 0.3,
-        "tune": False,
-        "nsd_tolerance_mm": 1.0,
-        "patient_regex": [],
-        "values_file": None,
-        "device": "cpu",
-    }
-    return plan_from_options(**{**values, **changes})
+    return typed_plan(**{"datasets": [LARGE], "domains": [LARGE, SMALL], "budgets": ["12"], **changes})
 
 
 def nnunet_folds(workspace: Workspace, name: str) -> list[dict[str, list[str]]]:

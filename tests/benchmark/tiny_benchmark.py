@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from hssl_nnunet.benchmark.pairing import case_dice
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, plan_from_options
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, read_records
 from hssl_nnunet.benchmark.report.cases import Slice, choose
 
@@ -50,6 +51,25 @@ FACTS = {
 
 
 LEAKAGE = {"hssl": [f"{EVIL_DATASET}:<i>seen"]}
+
+
+def typed_plan(**changes: Any) -> BenchmarkPlan:
+    """The plan of a benchmark, as `hssl benchmark run` makes it of what is typed."""
+    values = {
+        "command": "hssl benchmark run",
+        "configuration": "3d_fullres",
+        "plans_name": "nnUNetPlans",
+        "min_cases": 1,
+        "arms": ["scratch", "hssl"],
+        "seeds": 1,
+        "test_fraction": 0.3,
+        "tune": False,
+        "nsd_tolerance_mm": 1.0,
+        "patient_regex": [],
+        "values_file": None,
+        "device": "cpu",
+    }
+    return plan_from_options(**{**values, **changes})
 
 
 class Page(HTMLParser):

@@ -232,6 +232,14 @@ def test_weights_of_the_other_family(target: Path, tmp_path: Path) -> None:
     assert not list(target.glob("*_HSSL.json"))
 
 
+@pytest.mark.parametrize("option", ["pth", "nnssl"])
+def test_weights_are_not_replaced_by_what_is_made_of_them(target: Path, weights: Path, option: str) -> None:
+    before = weights.read_bytes()
+    with pytest.raises(HSSLError, match="files of their own beside the weights"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], ["3d_fullres"], **{option: weights})
+    assert weights.read_bytes() == before and not list(target.glob("*_HSSL.json"))
+
+
 def test_one_pth_for_two_configurations(target: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="holds one network.*-c 2d"):
         seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=None, pth=tmp_path / "seeded.pth")
