@@ -119,5 +119,5 @@ def holm(p: Sequence[float]) -> list[float]:
     try:
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
-        raise HSSLError(f'{error}. Statistics need it: run `pip install -e ".[benchmark]"` in the checkout.') from error
+        raise HSSLError(f'{error}. Statistics need it: run `pip install "hssl_nnunet[benchmark]"`.') from error
     return [float(value) for value in multipletests(p, method="holm")[1]] if p else []

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 from hssl_nnunet.benchmark.metrics import case_scores, dice, label_values, surface_scores
 from hssl_nnunet.errors import HSSLError
 
-pytest.importorskip("monai", reason='needs pip install -e ".[benchmark]"')
+pytest.importorskip("monai", reason='needs pip install "hssl_nnunet[benchmark]"')
 DATASET_JSON = {"labels": {"background": 0, "a": 1, "b": 2, "none": 3}, "file_ending": ".nii.gz"}
 
 

@@ -23,7 +23,7 @@ from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
 from hssl_nnunet.transfer.weights_file import read_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
-pytest.importorskip("monai", reason='needs pip install -e ".[benchmark]"')
+pytest.importorskip("monai", reason='needs pip install "hssl_nnunet[benchmark]"')
 ARMS = ("vanilla", "scratch", "hssl", "single_domain", "encoder_only")
 
 

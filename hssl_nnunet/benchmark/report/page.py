@@ -57,9 +57,7 @@ def render(content: Content) -> str:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
-        raise HSSLError(
-            f'{error}. The report needs it: run `pip install -e ".[benchmark]"` in the checkout.'
-        ) from error
+        raise HSSLError(f'{error}. The report needs it: run `pip install "hssl_nnunet[benchmark]"`.') from error
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
