@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import typer
 
-from hssl_nnunet import plan_schema
+from hssl_nnunet import plan_schema, plan_values
 from hssl_nnunet.cli import app
 from hssl_nnunet.paths import plans_dir
 
@@ -36,12 +36,12 @@ def leaves(group: Any, words: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any
 COMMANDS = leaves(typer.main.get_command(app))
 PLAN_VALUES = ROOT / "docs" / "reference" / "plan-values.md"
 SECTIONS = {
-    "PretrainingPlan": ("`pretraining`", "pretraining.json", ()),
-    "LossPlan": ("`pretraining.loss`", "pretraining.json", ("loss",)),
-    "ViewPlan": ("`pretraining.views`", "pretraining.json", ("views",)),
-    "FinetuningPlan": ("`finetuning`", "finetuning.json", ()),
-    "DomainPlan": ("one of `domains`", None, ()),
-    "TargetBlock": ("the block of a target", None, ()),
+    plan_values.PretrainingPlan: ("`pretraining`", "pretraining.json", ()),
+    plan_values.LossPlan: ("`pretraining.loss`", "pretraining.json", ("loss",)),
+    plan_values.ViewPlan: ("`pretraining.views`", "pretraining.json", ("views",)),
+    plan_values.FinetuningPlan: ("`finetuning`", "finetuning.json", ()),
+    plan_schema.DomainPlan: ("one of `domains`", None, ()),
+    plan_schema.TargetBlock: ("the block of a target", None, ()),
 }
 
 
@@ -98,7 +98,9 @@ def test_presets_are_those_that_ship():
 
 
 def test_plan_values_are_those_of_the_schema():
-    assert PLAN_VALUES.read_text() == plan_values(), "run `python tests/test_docs.py > docs/reference/plan-values.md`"
+    assert PLAN_VALUES.read_text() == plan_values_page(), (
+        "run `python tests/test_docs.py > docs/reference/plan-values.md`"
+    )
 
 
 @pytest.mark.parametrize("name", ["manifest.ImageRow", "weights_file.WeightsMetadata"])
@@ -112,8 +114,8 @@ def test_file_tables_name_every_field(name: str):
     assert not [f.name for f in fields if f"`{f.name}`" not in described]
 
 
-def plan_values() -> str:
-    """docs/reference/plan-values.md, from the docstrings of `plan_schema` and the defaults of `plans/*.json`."""
+def plan_values_page() -> str:
+    """docs/reference/plan-values.md, from the docstrings of `plan_values` and `plan_schema`, and the defaults of `plans/*.json`."""
     parts = [
         "# Plan values\n",
         "The values of the `hssl` block. Defaults are those of `plans/pretraining.json` and `plans/finetuning.json`; a "
@@ -121,7 +123,7 @@ def plan_values() -> str:
     ]
     for kind, (title, file, keys) in SECTIONS.items():
         parts.append(f"## {title}\n")
-        parts.append(table(getattr(plan_schema, kind), defaults(file, keys)))
+        parts.append(table(kind, defaults(file, keys)))
     return "\n".join(parts)
 
 
@@ -152,4 +154,4 @@ def defaults(file: str | None, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(plan_values(), end="")
+    print(plan_values_page(), end="")

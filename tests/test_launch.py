@@ -15,14 +15,7 @@ from hssl_nnunet import device, launch
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.locks import claimed
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, ENV_TRAINERS, trainers_dir
-from hssl_nnunet.plan_schema import (
-    CorpusBlock,
-    DomainPlan,
-    TargetBlock,
-    finetuning_plan,
-    load_preset,
-    pretraining_plan,
-)
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, TargetBlock, finetuning_plan, load_preset, pretraining_plan
 from hssl_nnunet.typed_json import to_json
 
 NAME = "Dataset004_Toy"

@@ -9,7 +9,8 @@ import pytest
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import plans_dir
-from hssl_nnunet.plan_schema import FinetuningPlan, PretrainingPlan, corpus_block, load_preset, pretraining_plan
+from hssl_nnunet.plan_schema import corpus_block, load_preset, pretraining_plan
+from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.typed_json import parse, to_json
 
 LOSSES = (

@@ -22,7 +22,8 @@ from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment
-from hssl_nnunet.plan_schema import FinetuningPlan, finetuning_plan, preset_of_plans
+from hssl_nnunet.plan_schema import finetuning_plan, preset_of_plans
+from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.typed_json import merged
 from hssl_nnunet.versions import machine
 

@@ -14,7 +14,8 @@ from hssl_nnunet.benchmark.splits import budget_cases
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import dataset_name
-from hssl_nnunet.plan_schema import FinetuningPlan, PretrainingPlan, finetuning_plan, preset_of_plans, pretraining_plan
+from hssl_nnunet.plan_schema import finetuning_plan, preset_of_plans, pretraining_plan
+from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.typed_json import differences, merged, parse, to_json
 from hssl_nnunet.versions import machine
 

@@ -17,7 +17,8 @@ from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS
-from hssl_nnunet.plan_schema import SEEDED_SUFFIX, FinetuningPlan, TargetBlock
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, TargetBlock
+from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.transfer.weights_file import file_sha256
 from hssl_nnunet.typed_json import parse, to_json
 

@@ -31,14 +31,8 @@ from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import remove_file, write_json
 from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
-from hssl_nnunet.plan_schema import (
-    DEFAULT_PLANS,
-    CorpusBlock,
-    DomainPlan,
-    PretrainingPlan,
-    preset_of_plans,
-    pretraining_plan,
-)
+from hssl_nnunet.plan_schema import DEFAULT_PLANS, CorpusBlock, DomainPlan, preset_of_plans, pretraining_plan
+from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.typed_json import to_json
 
 FINGERPRINT, PICTURE = "hssl_fingerprint.json", "hssl_fingerprint.png"

@@ -22,7 +22,8 @@ from hssl_nnunet.data.sampling import ChunkPlan
 from hssl_nnunet.data.volumes import open_volume
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.topology import Topology
-from hssl_nnunet.plan_schema import DomainPlan, ViewPlan
+from hssl_nnunet.plan_schema import DomainPlan
+from hssl_nnunet.plan_values import ViewPlan
 
 TRIES = 4  # boxes drawn until one is not empty
 EMPTY_STD = 0.05  # of intensities normalised by the plan; below it a crop shows background alone

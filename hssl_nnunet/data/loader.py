@@ -12,7 +12,7 @@ from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk, read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan, DomainSampler, rank_part
 from hssl_nnunet.data.volumes import VolumeCache, open_volume
-from hssl_nnunet.plan_schema import ViewPlan
+from hssl_nnunet.plan_values import ViewPlan
 
 STEPS_AHEAD = 2
 

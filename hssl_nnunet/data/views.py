@@ -13,7 +13,7 @@ from torch import Tensor
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
 from hssl_nnunet.data.device import sent
 from hssl_nnunet.data.intensity import augment_intensity
-from hssl_nnunet.plan_schema import ViewPlan
+from hssl_nnunet.plan_values import ViewPlan
 
 SUPPORT_TOLERANCE = 1e-3  # voxels; a sample counts as valid if at most this share of it comes from padding
 

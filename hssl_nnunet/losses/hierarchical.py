@@ -21,7 +21,7 @@ from hssl_nnunet.losses.contrastive import nt_xent, supervised_contrast
 from hssl_nnunet.losses.queue import NegativeQueue
 from hssl_nnunet.losses.reconstruction import Reconstruction, reconstruction_error
 from hssl_nnunet.losses.voxel import VoxelEmbeddings, voxel_contrast
-from hssl_nnunet.plan_schema import LossPlan
+from hssl_nnunet.plan_values import LossPlan
 
 
 @dataclass(frozen=True, slots=True)

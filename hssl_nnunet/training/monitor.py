@@ -17,7 +17,8 @@ from hssl_nnunet.data.sampling import ChunkPlan
 from hssl_nnunet.data.views import make_views
 from hssl_nnunet.losses.reconstruction import standardised
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
-from hssl_nnunet.plan_schema import CorpusBlock, ViewPlan
+from hssl_nnunet.plan_schema import CorpusBlock
+from hssl_nnunet.plan_values import ViewPlan
 from hssl_nnunet.training import pictures, probes
 from hssl_nnunet.training.precision import autocast, formatted
 from hssl_nnunet.training.steps import ChunkPreparer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hssl_nnunet.plan_schema import Precision
+from hssl_nnunet.plan_values import Precision
 
 
 def bf16_is_fast(device: torch.device) -> bool:

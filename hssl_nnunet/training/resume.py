@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.plan_schema import PretrainingPlan
+from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.typed_json import differences, parse, to_json
 
 IMAGES_KEY = "images_sha256"  # among nnU-Net's `init_args`

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch.optim import Optimizer
 
-from hssl_nnunet.plan_schema import FinetuningPlan
+from hssl_nnunet.plan_values import FinetuningPlan
 
 Multiplier = Callable[[int], float]
 POLY_EXPONENT = 0.9  # nnU-Net's

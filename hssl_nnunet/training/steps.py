@@ -15,7 +15,8 @@ from hssl_nnunet.data.views import Views, make_views
 from hssl_nnunet.losses.hierarchical import Labels
 from hssl_nnunet.losses.voxel import Points
 from hssl_nnunet.networks.hssl_network import Chunk
-from hssl_nnunet.plan_schema import DomainPlan, PretrainingPlan
+from hssl_nnunet.plan_schema import DomainPlan
+from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.training.precision import memory_format
 
 

@@ -19,14 +19,8 @@ from hssl_nnunet.networks.projection import Entry
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.nnunet_plans import read_plans
 from hssl_nnunet.paths import dataset_name, preprocessed_dir, unlabelled_folder
-from hssl_nnunet.plan_schema import (
-    DEFAULT_PLANS,
-    SEEDED_SUFFIX,
-    FinetuningPlan,
-    TargetBlock,
-    finetuning_plan,
-    preset_of_plans,
-)
+from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, TargetBlock, finetuning_plan, preset_of_plans
+from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.preflight import data_folder
 from hssl_nnunet.remedies import preprocess_command, preset_name, seed_command
 from hssl_nnunet.transfer.leakage import leakage_notes

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json, written_whole
-from hssl_nnunet.plan_schema import DomainPlan, PretrainingPlan
+from hssl_nnunet.plan_schema import DomainPlan
+from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.typed_json import STRICT, parse, to_json
 
 FORMAT_VERSION = 1

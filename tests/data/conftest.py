@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hssl_nnunet.corpus.manifest import ImageRow
-from hssl_nnunet.plan_schema import ViewPlan
+from hssl_nnunet.plan_values import ViewPlan
 
 FOLDER = "Dataset001_Toy/nnUNetPlans_3d_fullres"
 

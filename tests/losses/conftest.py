@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hssl_nnunet.plan_schema import LossPlan
+from hssl_nnunet.plan_values import LossPlan
 
 
 @pytest.fixture(autouse=True)

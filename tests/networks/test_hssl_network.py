@@ -12,7 +12,8 @@ from reference_unet import reference_features
 from hssl_nnunet.losses.hierarchical import Labels, hierarchical_loss
 from hssl_nnunet.losses.voxel import Points
 from hssl_nnunet.networks.hssl_network import Chunk, HSSLNetwork
-from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, LossPlan, load_preset, pretraining_plan
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, load_preset, pretraining_plan
+from hssl_nnunet.plan_values import LossPlan
 
 TASKS = ("Task04_Hippocampus", "Task54_CineLV", "Task53_SarcomaPET")
 GROUPS = (("brain", "MR"), ("heart", "MR"), ("body", "PET"))

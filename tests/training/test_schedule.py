@@ -7,7 +7,8 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
-from hssl_nnunet.plan_schema import FinetuningPlan, finetuning_plan, load_preset
+from hssl_nnunet.plan_schema import finetuning_plan, load_preset
+from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.training.optimizer import build_optimizer
 from hssl_nnunet.training.schedule import EpochSchedule, finetuning_multipliers, warmup_poly
 
