@@ -115,7 +115,7 @@ def test_file_tables_name_every_field(name: str):
 
 
 def plan_values_page() -> str:
-    """docs/reference/plan-values.md, from the docstrings of `plan_values` and `plan_schema`, and the defaults of `plans/*.json`."""
+    """docs/reference/plan-values.md, from the docstrings of the plan values and their defaults in `plans/*.json`."""
     parts = [
         "# Plan values\n",
         "The values of the `hssl` block. Defaults are those of `plans/pretraining.json` and `plans/finetuning.json`; a "
