@@ -137,7 +137,7 @@ def seed_target(
 
     Raises:
         HSSLError: missing dataset, plans, configuration or preprocessed images; a dataset without masks, or a corpus;
-            weights of another network family; unreadable weights.
+            weights of another network family; unreadable weights; `pth` or `nnssl` exists already.
     """
     tensors, metadata = load_weights(weights)
     target = _read_target(dataset, plans_name)
@@ -239,6 +239,9 @@ def _check_files(asked: list[str], weights: str | Path, pth: str | Path | None, 
         raise HSSLError(
             f"--pth and --nnssl need files of their own beside the weights, got {', '.join(map(str, files))}."
         )
+    for file in files[1:]:
+        if file.exists():
+            raise HSSLError(f"{file} exists already. Remove it, or name another file with --pth or --nnssl.")
     got = f"got the configurations {', '.join(asked)}"
     if pth is not None and len(asked) != 1:
         raise HSSLError(f"A .pth file holds one network, {got}. Add `-c {asked[0]}`.")

@@ -240,6 +240,15 @@ def test_weights_are_not_replaced_by_what_is_made_of_them(target: Path, weights:
     assert weights.read_bytes() == before and not list(target.glob("*_HSSL.json"))
 
 
+@pytest.mark.parametrize("option", ["pth", "nnssl"])
+def test_a_file_that_is_there_is_not_replaced(target: Path, weights: Path, tmp_path: Path, option: str) -> None:
+    file = tmp_path / "checkpoint_final.pth"
+    file.write_text("hours of training")
+    with pytest.raises(HSSLError, match=f"{file} exists already.*--{option}"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], ["3d_fullres"], **{option: file})
+    assert file.read_text() == "hours of training" and not list(target.glob("*_HSSL.json"))
+
+
 def test_one_pth_for_two_configurations(target: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="holds one network.*-c 2d"):
         seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=None, pth=tmp_path / "seeded.pth")
