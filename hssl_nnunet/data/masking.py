@@ -19,6 +19,22 @@ def block_edges(spacing: Sequence[float], block_voxel: int) -> tuple[int, ...]:
     return tuple(max(1, round(block_voxel * min(spacing) / s)) for s in spacing)
 
 
+def hidden_blocks(
+    size: Sequence[int], spacing: Sequence[float], ratio: float, block_voxel: int
+) -> tuple[list[int], int]:
+    """Blocks that tile an image along each axis, and how many of them are hidden: at least one is shown.
+
+    Args:
+        size: voxels of the spatial axes.
+        spacing: mm per voxel of the same axes.
+        ratio: share of blocks to hide, in [0, 1].
+        block_voxel: edge of a block along the finest axis, in voxels.
+    """
+    grid = [math.ceil(n / edge) for n, edge in zip(size, block_edges(spacing, block_voxel), strict=True)]
+    blocks = math.prod(grid)
+    return grid, min(round(ratio * blocks), blocks - 1)
+
+
 def block_mask(
     shape: Sequence[int],
     spacing: Sequence[float],
@@ -46,11 +62,9 @@ def block_mask(
     """
     batch, _, *size = shape
     edges = block_edges(spacing, block_voxel)
-    grid = [math.ceil(n / edge) for n, edge in zip(size, edges, strict=True)]
-    blocks = math.prod(grid)
-    hidden = min(round(ratio * blocks), blocks - 1)
-    order = torch.rand(batch, blocks, generator=generator).argsort(dim=1)
-    mask = torch.zeros(batch, blocks, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
+    grid, hidden = hidden_blocks(size, spacing, ratio, block_voxel)
+    order = torch.rand(batch, math.prod(grid), generator=generator).argsort(dim=1)
+    mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
     mask = sent(mask.view(batch, 1, *grid), device)
     for axis, (edge, n) in enumerate(zip(edges, size, strict=True), start=2):
         mask = mask.repeat_interleave(edge, dim=axis).narrow(axis, 0, n)

@@ -108,6 +108,11 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.was_initialized = True
         described = precision.describe(self.device, self.plan.precision, compiled=compiled)
         self.print_to_log_file(f"precision {described}")
+        for index in self.preparer.shown_whole:
+            self.print_to_log_file(
+                f"WARNING: {self.corpus.domains[index].dataset_name}: crops of {self.geometries[index].crop_size} "
+                "voxels are too few blocks to hide one: lower `loss.mask_block_voxel`"
+            )
 
     def _shared_by_ranks(self) -> DistributedDataParallel:
         """The network under DDP.

@@ -10,7 +10,7 @@ from torch import Tensor
 from hssl_nnunet.data.correspondence import corresponding_points
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
 from hssl_nnunet.data.device import sent
-from hssl_nnunet.data.masking import block_mask
+from hssl_nnunet.data.masking import block_mask, hidden_blocks
 from hssl_nnunet.data.views import Views, make_views
 from hssl_nnunet.losses.hierarchical import Labels
 from hssl_nnunet.losses.voxel import Points
@@ -61,6 +61,17 @@ class ChunkPreparer:
         generator = torch.Generator().manual_seed(seed + 1)  # + 1: not the stream of the views
         shape = tuple(valid.shape)
         return block_mask(shape, geometry.spacing, loss.mask_ratio, loss.mask_block_voxel, generator, self.device)
+
+    @property
+    def shown_whole(self) -> list[int]:
+        """Domains of which nothing is hidden though the plan masks: their crops are too few blocks."""
+        loss = self.plan.loss
+        if loss.reconstruction == 0 or loss.mask_ratio == 0:
+            return []
+        blocks = [
+            hidden_blocks(g.crop_size, g.spacing, loss.mask_ratio, loss.mask_block_voxel) for g in self.geometries
+        ]
+        return [domain for domain, (_, hidden) in enumerate(blocks) if hidden == 0]
 
     def _points(self, views: Views, seed: int) -> Points | None:
         loss = self.plan.loss

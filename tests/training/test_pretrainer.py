@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -269,6 +270,24 @@ def test_the_best_checkpoint_is_never_one_of_a_broken_epoch(
 def test_where_nobody_is_held_out_the_log_says_so(corpus: Path) -> None:
     trainer = started(corpus, {"held_out_fraction": 0.0})
     assert "WARNING: nobody is held out" in Path(trainer.log_file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ({"mask_block_voxel": 2}, []),
+        ({"mask_block_voxel": 4, "mask_ratio": 0.1}, ["Scan"]),  # its crops are four blocks, the others' eight and more
+        ({"mask_block_voxel": 8}, ["Cube", "Slab", "Scan"]),
+        ({"mask_block_voxel": 8, "reconstruction": 0}, []),
+    ],
+)
+def test_domains_of_which_no_block_is_hidden_are_told(corpus: Path, loss: dict, told: list[str]) -> None:
+    trainer = started(corpus, {"loss": loss})
+    warnings = re.findall(r"WARNING: Dataset\d+_(\w+): crops of", Path(trainer.log_file).read_text())
+    assert warnings == told
+    for chunk in map(trainer.preparer.chunk, next(trainer.dataloader_train)):
+        name = tiny_corpus.NAMES[chunk.domain].split("_")[1]
+        assert bool(chunk.hidden.any()) == ("reconstruction" not in loss and name not in told)
 
 
 def test_a_cpus_process_keeps_its_memory(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
