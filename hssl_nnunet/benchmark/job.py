@@ -7,7 +7,6 @@ lets nnU-Net predict the test cases, scores them and writes the record.
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import sys
 from collections.abc import Mapping
@@ -159,7 +158,7 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
         num_epochs=finetuning.num_epochs,
         num_iterations_per_epoch=finetuning.num_iterations_per_epoch,
         train_s=round(_training_seconds(output) - sum(look.seconds for look in looks), 1),
-        peak_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        peak_gib=_peak_gib(),
         peak_gpu_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.max_memory_allocated() else None,
         weights_sha256=_sha256(workspace, run, name),
         epochs=tuple(EpochScore(epoch=look.epoch, dice=look.dice) for look in looks),
@@ -169,6 +168,16 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
     )
     _keep_predictions(workspace, run, output / "validation")
     write_record(workspace.folder, record)
+
+
+def _peak_gib() -> float | None:
+    """Peak memory of this process; None on Windows, which does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux kilobytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
 
 
 def arm_finetuning(workspace: Workspace, plan: BenchmarkPlan, arm: Arm, run: Run) -> FinetuningPlan:

@@ -138,7 +138,7 @@ def plan_from_options(
         command=command,
         commands=(command,),
         datasets=tuple(dataset_name(d) for d in datasets),
-        domains=tuple(dataset_name(d) for d in domains),
+        domains=tuple(dict.fromkeys(dataset_name(d) for d in domains)),
         configuration=configuration,
         plans_name=plans_name,
         budgets=tuple(dict.fromkeys(budgets)),

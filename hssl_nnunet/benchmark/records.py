@@ -88,7 +88,7 @@ class RunRecord:
         num_epochs: epochs of fine-tuning.
         num_iterations_per_epoch: optimiser steps in an epoch.
         train_s: wall time of training in seconds.
-        peak_gib: peak memory of the training process in GiB.
+        peak_gib: peak memory of the training process in GiB; null = the system does not say.
         peak_gpu_gib: peak memory of its tensors on the GPU in GiB; null = none was used.
         weights_sha256: the weights it started from; null = none.
         epochs: test Dice along the training, ascending in epoch.
@@ -105,7 +105,7 @@ class RunRecord:
     num_epochs: int
     num_iterations_per_epoch: int
     train_s: float
-    peak_gib: float
+    peak_gib: float | None
     weights_sha256: str | None
     epochs: tuple[EpochScore, ...]
     scores: tuple[CaseScore, ...]

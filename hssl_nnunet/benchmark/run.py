@@ -143,7 +143,7 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     workspace.write_plan(plan)
     write_splits(workspace.folder, splits)
     workspace.write_folds(folds, of_datasets)
-    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, plan.datasets))
+    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, weights))
     files = workspace.folder / CASES_FILE
     earlier = read_json(files) if files.is_file() else {}
     write_json(files, {**earlier, **_case_files(workspace, plan, splits)})
@@ -151,11 +151,13 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     return jobs_of(workspace.folder, plan, refused), refused
 
 
-def _with_earlier(audited: Mapping[str, list[str]], path: Path, datasets: Collection[str]) -> dict[str, list[str]]:
-    """An audit of some datasets, with what earlier ones found in others."""
+def _with_earlier(
+    audited: Mapping[str, list[str]], path: Path, pairs: Collection[tuple[str, str]]
+) -> dict[str, list[str]]:
+    """An audit of some arms, each on some datasets, with what earlier ones found of others."""
     found = {arm: list(cases) for arm, cases in audited.items()}
     for arm, cases in (read_json(path) if path.is_file() else {}).items():
-        others = [case for case in cases if case.partition(":")[0] not in datasets]
+        others = [case for case in cases if (arm, case.partition(":")[0]) not in pairs]
         found[arm] = others + found.get(arm, [])
     return found
 

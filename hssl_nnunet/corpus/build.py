@@ -29,7 +29,7 @@ from hssl_nnunet.corpus.patients import parse_patient_regexes
 from hssl_nnunet.corpus.picture import draw_fingerprint
 from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import remove_file, write_json
+from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, CorpusBlock, DomainPlan, preset_of_plans, pretraining_plan
 from hssl_nnunet.plan_values import PretrainingPlan
@@ -224,7 +224,7 @@ def _write(
     groups: Mapping[str, Groups],
 ) -> None:
     """Write the corpus, its plans last: without them no command takes the folder for a finished corpus."""
-    for outdated in folder.glob("*.json"):  # plans of another name would not fit the new manifest
+    for outdated in _plans_of_corpora(folder):  # those of another name would not fit the new manifest
         remove_file(outdated)
     write_manifest(folder / MANIFEST, (_row(i, groups) for i in images))
     write_json(folder / FINGERPRINT, _fingerprint_json(images, fingerprints))
@@ -236,6 +236,12 @@ def _write(
     write_json(folder / "dataset.json", _dataset_json(plans["dataset_name"], len(images), body))
     write_json(folder / "dataset_fingerprint.json", _nnunet_fingerprint(images, plans))
     write_json(folder / f"{plans['plans_name']}.json", plans)
+
+
+def _plans_of_corpora(folder: Path) -> list[Path]:
+    """Plans that a corpus was written with; other JSON files, which the user may have put there, are not among them."""
+    contents = {path: read_json(path) for path in folder.glob("*.json") if path.is_file()}
+    return [path for path, content in contents.items() if isinstance(content, dict) and "hssl" in content]
 
 
 def _row(image: Image, groups: Mapping[str, Groups]) -> ImageRow:

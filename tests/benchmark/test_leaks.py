@@ -122,12 +122,14 @@ def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_on
     arms = {"external_a": Arm(description="a", weights_file="a"), "on_a": Arm(description="b", weights_of="external_a")}
     plan, path = replace(plan, arms={**plan.arms, **arms}), tmp_path / LEAKAGE_FILE
     assert refused_arms(plan, tmp_path) == {}
-    for audited, datasets, kept in (
-        ({"external_a": []}, [PET], {"external_a": []}),
-        ({"external_a": [f"{PET}:S1"], "external_b": []}, [PET], {"external_a": [f"{PET}:S1"], "external_b": []}),
-        ({}, [MR], {"external_a": [f"{PET}:S1"], "external_b": []}),  # a run of other arms on other datasets
+    found = {"external_a": [f"{PET}:S1"], "external_b": []}
+    for audited, pairs, kept in (
+        ({"external_a": []}, [("external_a", PET)], {"external_a": []}),
+        (found, [("external_a", PET), ("external_b", PET)], found),
+        ({}, [], found),  # a run of arms without weights, on the same dataset
+        ({"external_a": [], "external_b": []}, [("external_a", MR), ("external_b", PET)], found),
     ):
-        assert _with_earlier(audited, path, datasets) == kept
+        assert _with_earlier(audited, path, pairs) == kept
         path.write_text(json.dumps(kept))
     refused = refused_arms(plan, tmp_path)
     assert refused == {("external_a", PET): [f"{PET}:S1"], ("on_a", PET): [f"{PET}:S1"]}

@@ -176,6 +176,16 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
     assert told["versions: torch"] == "2.6"
 
 
+@pytest.mark.parametrize("name", ["benchmark.html", "splits.html", "benchmark", "test_cases.txt", "report.json"])
+def test_a_page_replaces_no_file_of_the_benchmark(bare: Path, name: str) -> None:
+    files = {bare / file: f'["{file}"]' for file in ("benchmark.json", "splits.json", "test_cases.txt")}
+    for path, text in files.items():
+        path.write_text(text)
+    with pytest.raises(HSSLError, match=f"-o {bare / name}: .*Name .*.html file"):
+        write_report(bare, bare / name)
+    assert {path: path.read_text() for path in files} == files and not (bare / name).with_suffix(".html").exists()
+
+
 def test_an_empty_folder_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="hssl benchmark run -o"):
         write_report(tmp_path)

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import shutil
@@ -316,7 +317,9 @@ def test_an_existing_corpus_is_replaced_only_on_request(folders):
         folders.write_plans(name, "OtherPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=1)
     with pytest.raises(HSSLError, match="--overwrite"):
         build()
+    (report.folder / "groups.json").write_text('{"groups": {}}')
     build(overwrite=True, plans_name="OtherPlans")
+    assert (report.folder / "groups.json").read_text() == '{"groups": {}}'  # the user's
     assert not (report.folder / "nnUNetPlans.json").exists()  # its block would not fit the new manifest
     assert (report.folder / "OtherPlans.json").exists()
 
@@ -426,8 +429,12 @@ def test_damaged_plans_are_named_with_the_command(folders, damage, said):
         build()
 
 
-def test_what_cannot_be_removed_is_an_error_that_says_so(folders):
-    outdated = build().folder / "Outdated.json"
-    outdated.mkdir()  # not even root unlinks a folder
+def test_what_cannot_be_removed_is_an_error_that_says_so(folders, monkeypatch):
+    outdated = build().folder / "nnUNetPlans.json"
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # root may remove everything
     with pytest.raises(HSSLError, match=f"Cannot remove {outdated}"):
         build(overwrite=True)

@@ -42,13 +42,14 @@ def costs(content: Content) -> list[Group]:
 def _cost(records: Sequence[RunRecord]) -> tuple[str, ...]:
     iterations = sum(r.num_epochs * r.num_iterations_per_epoch for r in records)
     step_s = sum(r.train_s for r in records) / iterations if iterations else float("nan")
+    ram = [r.peak_gib for r in records if r.peak_gib is not None]
     gpu = [r.peak_gpu_gib for r in records if r.peak_gpu_gib is not None]
     return (
         str(len(records)),
         ", ".join(map(str, steps(records))),
         wording.duration(fmean(r.train_s for r in records)),
         f"{step_s:.2f} s" if step_s >= 1 else f"{1000 * step_s:.0f} ms",
-        f"{max(r.peak_gib for r in records):.1f} GiB" + (f", GPU {max(gpu):.1f} GiB" if gpu else ""),
+        (f"{max(ram):.1f} GiB" if ram else "-") + (f", GPU {max(gpu):.1f} GiB" if gpu else ""),
     )
 
 

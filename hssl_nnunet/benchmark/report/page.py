@@ -17,7 +17,7 @@ from hssl_nnunet.benchmark.report.numbers import numbers
 from hssl_nnunet.benchmark.report.panels import all_panels
 from hssl_nnunet.benchmark.report.surfaces import surfaces
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.files import read_json, write_json, written_whole
 
 PAGE_FILE = "report.html"
 TEMPLATE = "template.html.j2"
@@ -34,18 +34,29 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         The file.
 
     Raises:
-        HSSLError: no run has ended, a file has the wrong form, records that cannot be compared, a page called .json, or
-            jinja2 is missing.
+        HSSLError: no run has ended, a file has the wrong form, records that cannot be compared, a page not called
+            .html, a .json beside it that no report wrote, or jinja2 is missing.
     """
     path = output or folder / PAGE_FILE
-    if path.suffix == ".json":
-        raise HSSLError(f"-o {path}: the page is HTML, its numbers go to a .json file beside it. Name a .html file.")
+    _check_output(path)
     content = read_content(folder)
     text = render(content)
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     write_json(path.with_suffix(".json"), numbers(content))
     return path
+
+
+def _check_output(path: Path) -> None:
+    """Refuse an output that would replace what is no report, such as the benchmark's own plan or splits."""
+    if path.suffix != ".html":
+        raise HSSLError(f"-o {path}: the page is HTML, its numbers go to a .json file beside it. Name a .html file.")
+    beside = path.with_suffix(".json")
+    there = read_json(beside, "Name another .html file with -o.") if beside.is_file() else {"asked": [], "runs": []}
+    if not (isinstance(there, dict) and {"asked", "runs"} <= there.keys()):
+        raise HSSLError(
+            f"-o {path}: the page's numbers would replace {beside}, which no report wrote. Name another .html file."
+        )
 
 
 def render(content: Content) -> str:
