@@ -137,13 +137,13 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     seeds = sorted({*plan.seeds, *(seed for seed, _ in folds)})  # a dataset that is new needs those of earlier runs
     splits = fixed_splits(workspace.folder, cases, plan.test_fraction, seeds, plan.tune)
     of_datasets = {name: nnunet_splits(plan, splits[name], folds) for name in plan.datasets}
-    pairs = product(plan.arms, plan.datasets)
+    pairs = list(product(plan.arms, plan.datasets))
     weights = {pair: path for pair in pairs if (path := weights_there(workspace, plan, *pair)) is not None}
     audited = audit(plan, weights, splits, contents)
     workspace.write_plan(plan)
     write_splits(workspace.folder, splits)
     workspace.write_folds(folds, of_datasets)
-    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, weights))
+    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, pairs))
     files = workspace.folder / CASES_FILE
     earlier = read_json(files) if files.is_file() else {}
     write_json(files, {**earlier, **_case_files(workspace, plan, splits)})
@@ -154,7 +154,10 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
 def _with_earlier(
     audited: Mapping[str, list[str]], path: Path, pairs: Collection[tuple[str, str]]
 ) -> dict[str, list[str]]:
-    """An audit of some arms, each on some datasets, with what earlier ones found of others."""
+    """An audit of a run's arms on its datasets, with what earlier ones found of others.
+
+    An arm whose weights are gone is free again: it will be pretrained anew, or its file is missed.
+    """
     found = {arm: list(cases) for arm, cases in audited.items()}
     for arm, cases in (read_json(path) if path.is_file() else {}).items():
         others = [case for case in cases if (arm, case.partition(":")[0]) not in pairs]

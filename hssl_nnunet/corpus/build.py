@@ -240,8 +240,15 @@ def _write(
 
 def _plans_of_corpora(folder: Path) -> list[Path]:
     """Plans that a corpus was written with; other JSON files, which the user may have put there, are not among them."""
-    contents = {path: read_json(path) for path in folder.glob("*.json") if path.is_file()}
-    return [path for path, content in contents.items() if isinstance(content, dict) and "hssl" in content]
+
+    def has_block(path: Path) -> bool:
+        try:
+            content = read_json(path)
+        except HSSLError:  # damaged: not to be told from the user's own
+            return False
+        return isinstance(content, dict) and "hssl" in content
+
+    return [path for path in folder.glob("*.json") if has_block(path)]
 
 
 def _row(image: Image, groups: Mapping[str, Groups]) -> ImageRow:

@@ -126,7 +126,7 @@ def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_on
     for audited, pairs, kept in (
         ({"external_a": []}, [("external_a", PET)], {"external_a": []}),
         (found, [("external_a", PET), ("external_b", PET)], found),
-        ({}, [], found),  # a run of arms without weights, on the same dataset
+        ({}, [("scratch", PET)], found),  # a run of other arms on the same dataset
         ({"external_a": [], "external_b": []}, [("external_a", MR), ("external_b", PET)], found),
     ):
         assert _with_earlier(audited, path, pairs) == kept

@@ -116,6 +116,23 @@ def test_weights_of_a_pretraining_that_has_ended_are_looked_at(tmp_path: Path, m
     assert asked == [{}, {}, {("hssl", LARGE): workspace.folder / "w.safetensors"}]
 
 
+def test_a_run_keeps_what_was_found_of_arms_it_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, seen = Workspace(tmp_path / "bench"), {"hssl": [f"{LARGE}:p00"]}
+    monkeypatch.setattr(run, "audit", lambda plan, *_: seen if plan.command == "with the weights" else {})
+    for arms, command, kept in (
+        (["hssl"], "with the weights", seen),
+        (["scratch"], "others", seen),
+        (["hssl"], "without the weights", {"hssl": []}),  # they are gone, and will be made anew
+    ):
+        _, refused = run.prepare(workspace, plan(arms=arms, command=command))
+        assert json.loads((workspace.folder / "leakage.json").read_text()) == kept
+        assert refused == ({("hssl", LARGE): seen["hssl"]} if command == "with the weights" else {})
+
+
+def test_a_domain_that_is_named_twice_counts_once() -> None:
+    assert plan(domains=[LARGE, SMALL, SMALL]).domains == (LARGE, SMALL)
+
+
 def test_data_that_has_moved_are_linked_anew(tmp_path: Path) -> None:
     workspace, source = Workspace(tmp_path / "bench"), tmp_path / "there" / LARGE
     source.mkdir(parents=True)

@@ -176,6 +176,14 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
     assert told["versions: torch"] == "2.6"
 
 
+def test_memory_that_the_system_does_not_tell_is_a_dash(tmp_path: Path) -> None:
+    for dataset, known in zip(DATASETS, ({}, {"peak_gib": None}), strict=True):
+        write_record(tmp_path, run(dataset, "5%", "hssl", 0, **known))
+    write_report(tmp_path)
+    cost = Page((tmp_path / "report.html").read_text(encoding="utf-8")).grouped("Time and memory of every arm")
+    assert [cost[dataset, "hssl"][-1] for dataset in DATASETS] == ["1.5 GiB", "\N{EN DASH}"]
+
+
 @pytest.mark.parametrize("name", ["benchmark.html", "splits.html", "benchmark", "test_cases.txt", "report.json"])
 def test_a_page_replaces_no_file_of_the_benchmark(bare: Path, name: str) -> None:
     files = {bare / file: f'["{file}"]' for file in ("benchmark.json", "splits.json", "test_cases.txt")}

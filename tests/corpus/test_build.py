@@ -318,8 +318,10 @@ def test_an_existing_corpus_is_replaced_only_on_request(folders):
     with pytest.raises(HSSLError, match="--overwrite"):
         build()
     (report.folder / "groups.json").write_text('{"groups": {}}')
+    (report.folder / "notes.json").write_text("no JSON")
     build(overwrite=True, plans_name="OtherPlans")
     assert (report.folder / "groups.json").read_text() == '{"groups": {}}'  # the user's
+    assert (report.folder / "notes.json").read_text() == "no JSON"
     assert not (report.folder / "nnUNetPlans.json").exists()  # its block would not fit the new manifest
     assert (report.folder / "OtherPlans.json").exists()
 

@@ -49,7 +49,7 @@ def _cost(records: Sequence[RunRecord]) -> tuple[str, ...]:
         ", ".join(map(str, steps(records))),
         wording.duration(fmean(r.train_s for r in records)),
         f"{step_s:.2f} s" if step_s >= 1 else f"{1000 * step_s:.0f} ms",
-        (f"{max(ram):.1f} GiB" if ram else "-") + (f", GPU {max(gpu):.1f} GiB" if gpu else ""),
+        (f"{max(ram):.1f} GiB" if ram else wording.NOTHING) + (f", GPU {max(gpu):.1f} GiB" if gpu else ""),
     )
 
 
