@@ -92,6 +92,7 @@ def _options(script: Script, folder: Path) -> list[str]:
     logs = str(folder).replace("%", "%%")  # sbatch fills in what follows a single one
     return [
         f"--job-name=hssl_{script.name}",
+        f"--chdir={Path.cwd()}",  # paths are relative to where they were typed, wherever the script is submitted
         f"--output={logs}/{script.name}_{'%A_%a' if array else '%j'}.log",
         "--open-mode=append",
         "--requeue",

@@ -15,7 +15,14 @@ from pathlib import Path
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.plan import BenchmarkPlan
-from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, record_path, write_record
+from hssl_nnunet.benchmark.records import (
+    CaseScore,
+    EpochScore,
+    RunRecord,
+    check_same_weights,
+    record_path,
+    write_record,
+)
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
@@ -139,7 +146,10 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
 
     arm = plan.arms[run.arm]
     weights = weights_of(workspace, plan, run.arm, run.dataset_name)
-    leakage = checked(plan, weights, run.dataset_name, split) if weights is not None else None
+    leakage = None
+    if weights is not None:
+        check_same_weights(workspace.folder, {(run.arm, run.dataset_name): weights})
+        leakage = checked(plan, weights, run.dataset_name, split)
     finetuning = arm_finetuning(workspace, plan, arm, run)
     # one plans file for each run: it holds the run's seed
     name = f"{plan.plans_name}_{run.arm}_s{run.seed}"

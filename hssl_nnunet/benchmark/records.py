@@ -6,13 +6,15 @@ written whole when its run has ended. A budget is spelled as the user typed it: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict
 
+from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.transfer.weights_file import file_sha256
 from hssl_nnunet.typed_json import parse, to_json
 
 RECORD_FILE = "record.json"
@@ -135,6 +137,30 @@ def read_records(folder: Path) -> list[RunRecord]:
         HSSLError: a file that is no record.
     """
     return [parse(RunRecord, read_json(path), path) for path in _paths(folder)]
+
+
+def check_same_weights(folder: Path, weights: Mapping[tuple[str, str], Path]) -> None:
+    """Check that an arm's runs on a target all start from the same weights, so that its seeds may be averaged.
+
+    Args:
+        folder: the benchmark's folder.
+        weights: arm and target -> the weights file that its next run starts from.
+
+    Raises:
+        HSSLError: an earlier run started from another content.
+    """
+    known = [r for r in read_records(folder) if (r.arm, r.dataset_name) in weights and r.weights_sha256]
+    now = {path: file_sha256(path) for path in {weights[r.arm, r.dataset_name] for r in known}}
+    for record in known:
+        path = weights[record.arm, record.dataset_name]
+        if now[path] != record.weights_sha256:
+            where = record_path(folder, record.dataset_name, record.budget, record.arm, record.seed)
+            raise HSSLError(
+                f"Arm {record.arm} on {record.dataset_name} is to start from {path}, whose SHA-256 is {now[path]}, "
+                f"but {where} started from {record.weights_sha256}. Runs of one arm share their weights: give the new "
+                "file another name, which makes it an arm of its own, put the old one back, or start a benchmark in "
+                "another folder with `-o`."
+            )
 
 
 def _paths(folder: Path) -> Iterable[Path]:

@@ -22,6 +22,7 @@ from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
 from hssl_nnunet.benchmark.leakage import audit, contents_of, patterns_of
 from hssl_nnunet.benchmark.metrics import Label, label_values
 from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan, plan_from_options
+from hssl_nnunet.benchmark.records import check_same_weights
 from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits, with_copies_joined, write_splits
 from hssl_nnunet.benchmark.workspace import Workspace, nnunet_splits
 from hssl_nnunet.corpus.patients import patient_of
@@ -140,6 +141,7 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     pairs = list(product(plan.arms, plan.datasets))
     weights = {pair: path for pair in pairs if (path := weights_there(workspace, plan, *pair)) is not None}
     audited = audit(plan, weights, splits, contents)
+    check_same_weights(workspace.folder, weights)
     workspace.write_plan(plan)
     write_splits(workspace.folder, splits)
     workspace.write_folds(folds, of_datasets)

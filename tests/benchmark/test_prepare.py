@@ -11,15 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_runs import record
 from tiny_benchmark import typed_plan
 
 from hssl_nnunet.benchmark import leakage, run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.plan import BenchmarkPlan
+from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
+from hssl_nnunet.transfer.weights_file import file_sha256
 
 LARGE, SMALL = "Dataset001_Large", "Dataset002_Small"
 PATIENTS = {LARGE: 20, SMALL: 6}
@@ -114,6 +117,23 @@ def test_weights_of_a_pretraining_that_has_ended_are_looked_at(tmp_path: Path, m
     (workspace.folder / "w.safetensors").touch()
     run.prepare(workspace, plan())
     assert asked == [{}, {}, {("hssl", LARGE): workspace.folder / "w.safetensors"}]
+
+
+def test_runs_of_one_arm_start_from_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, weights = Workspace(tmp_path / "bench"), tmp_path / "w.safetensors"
+    weights.write_bytes(b"first")
+    monkeypatch.setattr(run, "audit", lambda *_: {})
+    mine = plan(arms=[f"external:{weights}"])
+    run.prepare(workspace, mine)
+    (arm,) = mine.arms
+    ended = replace(record(arm, 0, [0.5], dataset_name=LARGE), weights_sha256=file_sha256(weights))
+    write_record(workspace.folder, ended)
+    run.prepare(workspace, plan(arms=[f"external:{weights}"], seeds=2))
+    weights.write_bytes(b"second")
+    with pytest.raises(HSSLError, match="Arm external_w on Dataset001_Large .*another name"):
+        run.prepare(workspace, plan(arms=[f"external:{weights}"], seeds=3))
+    assert workspace.plan().seeds == (0, 1)
+    run.prepare(workspace, plan(datasets=[SMALL], budgets=["2"], arms=[f"external:{weights}"]))  # has no run yet
 
 
 def test_a_run_keeps_what_was_found_of_arms_it_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

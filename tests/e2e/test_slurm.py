@@ -134,6 +134,19 @@ def test_a_failed_job_takes_those_after_it_along_in_a_folder_of_any_name(
     assert len(list(folder.glob("*.log"))) == 2
 
 
+def test_relative_paths_are_those_of_where_the_scripts_were_written(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    typed = tmp_path / 'two words\' "5%j"'
+    typed.mkdir()
+    monkeypatch.chdir(typed)
+    (path,) = write_scripts([Script(name="where", commands=(("touch", "here"),))], Path("slurm"))
+    monkeypatch.chdir(tmp_path)
+    shell("sbatch", str(path))
+    wait_for("the job", lambda: not queued(shell))
+    assert (typed / "here").is_file()
+
+
 def test_without_slurm_submitting_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(HSSLError, match="leave --submit away"):
