@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -45,10 +47,25 @@ def test_image_without_a_valid_voxel_is_described_by_all() -> None:
     )
 
 
+@pytest.mark.parametrize("pooling", ["mean_max_std", "mean"])
+def test_gradient_of_pooled_statistics(pooling: Literal["mean_max_std", "mean"]) -> None:
+    features, valid = features_and_valid(4, 3, 2)
+    valid[1] = False  # described by all its voxels
+    features.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: pooled_statistics(x, valid, pooling), features)
+    pooled_statistics(features, valid, pooling).sum().backward()
+    assert features.grad is not None and features.grad[1].all()
+
+
 def test_constant_map_has_a_finite_gradient() -> None:
-    features = torch.ones(1, 2, 3, 3, 3, requires_grad=True)
-    pooled_statistics(features, torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), "mean_max_std").sum().backward()
-    assert features.grad is not None and features.grad.isfinite().all()
+    features = torch.full((1, 2, 3, 3, 3), 4.0, requires_grad=True)
+    pooled = pooled_statistics(features, torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), "mean_max_std")
+    torch.testing.assert_close(pooled[0], torch.tensor([4.0, 4.0, 4.0, 4.0, 1e-5**0.5, 1e-5**0.5]))
+    pooled.sum().backward()
+    # of a channel's 27 voxels: the mean's share in all, the maximum in one, nothing of the deviation
+    assert features.grad is not None
+    assert features.grad.flatten(2).sum(2)[0].tolist() == pytest.approx([2.0, 2.0], rel=1e-3)
+    assert (features.grad > 0.5).sum() == 2
 
 
 def skips(n_stages: int) -> list[Tensor]:
@@ -61,10 +78,11 @@ def test_embedding_serves_every_depth_and_leaves_out_level_0() -> None:
     embedding = Embedding((4, 8, 16, 32), 12, "mean_max_std")
     valid = torch.ones(2, 1, 16, 16, 16, dtype=torch.bool)
     deep = skips(4)
-    assert embedding(deep, valid).shape == embedding(deep[:2], valid).shape == (2, 12)
-    other_level_0 = [torch.zeros_like(deep[0]), *deep[1:]]
-    assert torch.equal(embedding(deep, valid), embedding(other_level_0, valid))
-    assert not torch.allclose(embedding(deep, valid), embedding(deep[:2], valid))
+    assert embedding(deep, valid).shape == embedding(deep[:3], valid).shape == (2, 12)
+    for level in range(4):
+        other = [torch.zeros_like(f) if i == level else f for i, f in enumerate(deep)]
+        assert torch.equal(embedding(deep, valid), embedding(other, valid)) == (level == 0)
+    assert not torch.allclose(embedding(deep, valid), embedding(deep[:3], valid))
 
 
 def test_embedding_ignores_padding_at_every_level() -> None:
@@ -76,6 +94,8 @@ def test_embedding_ignores_padding_at_every_level() -> None:
     for level in spoiled:
         level[:, :, level.shape[2] // 2 :] = 50.0
     torch.testing.assert_close(embedding(clean, valid), embedding(spoiled, valid))
+    spoiled[2][0, :, 0] = 50.0
+    assert not torch.allclose(embedding(clean, valid)[0], embedding(spoiled, valid)[0])
 
 
 def test_embedding_computes_in_float32_under_any_autocast() -> None:

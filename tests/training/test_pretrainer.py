@@ -25,7 +25,6 @@ from hssl_nnunet.data.crops import RawChunk
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.networks import hssl_network
-from hssl_nnunet.networks.heads import pooled_statistics
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.networks.projection import project
 from hssl_nnunet.paths import trainers_dir
@@ -376,60 +375,6 @@ def hssl_labels(n: int) -> Any:
     from hssl_nnunet.losses.hierarchical import Labels
 
     return Labels(torch.arange(n), torch.full((n,), tiny_corpus.SCAN), torch.zeros(2, n, dtype=torch.int64))
-
-
-def test_features_in_the_padding_do_not_reach_the_embedding(corpus: Path) -> None:
-    trainer = started(corpus)
-    embedding = trainer.model.embedding
-    generator = torch.Generator().manual_seed(0)
-    skips = [torch.randn(2, c, n, n, n, generator=generator) for c, n in ((4, 8), (8, 4), (8, 2))]
-    valid = torch.zeros(2, 1, 8, 8, 8, dtype=torch.bool)
-    valid[0, :, :4], valid[1] = True, True
-    changed = [skip.clone() for skip in skips]
-    for skip in changed[1:]:
-        skip[0, :, skip.shape[2] // 2 :] = 1e4
-    assert torch.equal(embedding(changed, valid), embedding(skips, valid))
-    changed[2][0, :, 0] = 1e4
-    assert not torch.equal(embedding(changed, valid)[0], embedding(skips, valid)[0])
-
-
-def test_pooled_statistics_are_those_of_the_valid_voxels() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(3, 2, 4, 3, 5, generator=generator)
-    valid = torch.rand(3, 1, 4, 3, 5, generator=generator) > 0.6
-    valid[2] = False  # described by all its voxels
-    expected = np.empty((3, 6))
-    for image in range(3):
-        mask = valid[image, 0].numpy() if valid[image].any() else np.ones((4, 3, 5), dtype=bool)
-        for channel in range(2):
-            voxels = features[image, channel].double().numpy()[mask]
-            expected[image, [channel, 2 + channel, 4 + channel]] = voxels.mean(), voxels.max(), voxels.std()
-    pooled = pooled_statistics(features, valid, "mean_max_std")
-    np.testing.assert_allclose(pooled.numpy(), expected, atol=1e-4)
-    np.testing.assert_allclose(pooled_statistics(features, valid, "mean").numpy(), expected[:, :2], atol=1e-6)
-
-
-@pytest.mark.parametrize("pooling", ["mean_max_std", "mean"])
-def test_gradient_of_pooled_statistics(pooling: Any) -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(3, 2, 4, 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
-    valid = torch.rand(3, 1, 4, 3, 2, generator=generator) > 0.5
-    valid[2] = False  # described by all its voxels
-    assert torch.autograd.gradcheck(lambda x: pooled_statistics(x, valid, pooling), features)
-    pooled_statistics(features, valid, pooling).sum().backward()
-    padding = (~valid[:2]).expand(2, 2, 4, 3, 2)
-    assert features.grad is not None and not features.grad[:2][padding].any() and features.grad[2].all()
-
-
-def test_statistics_of_a_constant_feature_map_have_a_finite_gradient() -> None:
-    features = torch.full((1, 2, 3, 3, 3), 4.0, requires_grad=True)
-    pooled = pooled_statistics(features, torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), "mean_max_std")
-    torch.testing.assert_close(pooled[0], torch.tensor([4.0, 4.0, 4.0, 4.0, 1e-5**0.5, 1e-5**0.5]))
-    pooled.sum().backward()
-    # of a channel's 27 voxels: the mean's share in all, the maximum in one, nothing of the deviation
-    assert features.grad is not None
-    assert features.grad.flatten(2).sum(2)[0].tolist() == pytest.approx([2.0, 2.0], rel=1e-3)
-    assert (features.grad > 0.5).sum() == 2
 
 
 # ---------------------------------------------------------------- precision, compilation
