@@ -33,7 +33,6 @@ from hssl_nnunet.files import write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.losses.reconstruction import Reconstruction, reconstruction_error
-from hssl_nnunet.losses.voxel import VoxelEmbeddings
 from hssl_nnunet.networks.projection import project
 from hssl_nnunet.training import precision
 
@@ -183,14 +182,11 @@ def heads(trainer: Any, raws: list[Any], chunks: list[Any]) -> Callable[[], None
     loss = replace(trainer.plan.loss, reconstruction=0.0)
 
     def run() -> None:
-        embedded, places = [], []
+        described = []
         with precision.autocast(trainer.plan.precision, trainer.device):
             for (skips, levels), chunk in zip(given, chunks, strict=True):
-                embedded.append(model._embed(skips, chunk.valid.flatten(0, 1)).unflatten(0, chunk.views.shape[:2]))
-                if model.voxel_embedding is not None:
-                    z = model.voxel_embedding(levels, chunk.points.voxels)
-                    places.append(VoxelEmbeddings(z, chunk.points.kept))
-            outputs = model._heads(torch.cat(embedded, dim=1), (), places)
+                described.append(model._described(chunk, skips, levels, None))
+            outputs = model._heads(chunks, described)
         hierarchical_loss(outputs, labels, loss)["total"].backward()
         cleared(trainer, [feature for of_chunk in given for part in of_chunk for feature in part])
 

@@ -48,14 +48,14 @@ class Outputs:
         task_logits: (V, N, T) for T domains, or None.
         group_logits: (V, N, G_l) for each level l of the hierarchy, or empty.
         reconstructions: one per chunk, or empty.
-        voxels: one per chunk, or empty.
+        voxels: places of the images, or None.
     """
 
     z: Tensor | None
     task_logits: Tensor | None
     group_logits: tuple[Tensor, ...]
     reconstructions: tuple[Reconstruction, ...]
-    voxels: tuple[VoxelEmbeddings, ...] = ()
+    voxels: VoxelEmbeddings | None = None
 
 
 def hierarchical_loss(
@@ -92,7 +92,7 @@ def hierarchical_loss(
     if plan.reconstruction > 0:
         terms["reconstruction"] = reconstruction_error(outputs.reconstructions, plan.reconstruction_target)
     if plan.voxel > 0:
-        if not outputs.voxels:
+        if outputs.voxels is None:
             raise ValueError("The voxel term has a weight > 0, but the network gave no `voxels`.")
         terms["voxel"] = voxel_contrast(outputs.voxels, plan.voxel_tau)
     if not terms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,18 +30,18 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class VoxelEmbeddings:
-    """What the network says of the places of one chunk.
+    """What the network says of K places of each of N images.
 
     Attributes:
-        z: (2, B, K, P) l2-normalised embeddings.
-        kept: (B, K) bool, places that count.
+        z: (2, N, K, P) l2-normalised embeddings.
+        kept: (N, K) bool, places that count.
     """
 
     z: Tensor
     kept: Tensor
 
 
-def voxel_contrast(chunks: Sequence[VoxelEmbeddings], tau: float) -> Tensor:
+def voxel_contrast(voxels: VoxelEmbeddings, tau: float) -> Tensor:
     """A place in one view finds itself among the places of the same image in the other view; mean of both directions.
 
     `mean_i -log( exp(z_i.z'_i / tau) / sum_k exp(z_i.z'_k / tau) )`, z and z' of the two views, k over its places.
@@ -52,23 +51,20 @@ def voxel_contrast(chunks: Sequence[VoxelEmbeddings], tau: float) -> Tensor:
     are of the same image alone: other domains, and mostly other images, can be told apart by intensities.
 
     Args:
-        chunks: one or more chunks.
+        voxels: places of this process' images.
         tau: temperature, > 0.
 
     Returns:
         Scalar >= 0, at least float32: mean over the images; its mean over processes is the value over all images.
         Images without a place are left out; 0, with a graph, when there is no other.
     """
-    errors = torch.cat([_error_of_images(c, tau) for c in chunks])
-    return mean_over_images(errors, torch.cat([c.kept.any(1) for c in chunks]))
-
-
-def _error_of_images(chunk: VoxelEmbeddings, tau: float) -> Tensor:
-    first, second = chunk.z.to(torch.promote_types(chunk.z.dtype, torch.float32))
+    kept = voxels.kept
+    first, second = voxels.z.to(torch.promote_types(voxels.z.dtype, torch.float32))
     with torch.autocast(first.device.type, enabled=False):  # exp(1 / tau) magnifies the error of bfloat16
-        similarity = first @ second.mT / tau  # (B, K, K)
+        similarity = first @ second.mT / tau  # (N, K, K)
     least = torch.finfo(similarity.dtype).min
-    missing = similarity.masked_fill(~(chunk.kept[:, :, None] & chunk.kept[:, None, :]), least)
+    counted = similarity.masked_fill(~(kept[:, :, None] & kept[:, None, :]), least)
     positive = similarity.diagonal(dim1=1, dim2=2)
-    errors: Tensor = (missing.logsumexp(2) + missing.logsumexp(1)) / 2 - positive
-    return errors.masked_fill(~chunk.kept, 0).sum(1) / chunk.kept.sum(1).clamp(min=1)
+    errors = (counted.logsumexp(2) + counted.logsumexp(1)) / 2 - positive
+    of_images = errors.masked_fill(~kept, 0).sum(1) / kept.sum(1).clamp(min=1)
+    return mean_over_images(of_images, kept.any(1))

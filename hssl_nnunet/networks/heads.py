@@ -72,45 +72,81 @@ class _Statistics(torch.autograd.Function):
         return gradient.scatter_add_(2, where[..., None], of_maximum[..., None]), None
 
 
-class Embedding(nn.Module):
-    """`h`: each level >= 1 pooled, mapped to a common width by its own linear layer, averaged over the levels.
+class LevelMean(nn.Module):
+    """What is known of each level, mapped to a common width by the level's own linear layer, averaged, normalised.
 
-    A shallow topology lacks the deep levels; the average over those it has keeps `h` on one scale. It computes in
-    float32 under any autocast: its products are small, so that casting them costs more time than it saves.
+    A shallow topology lacks the deep levels; the average over those it has keeps it on one scale with the others. All
+    chunks of a step go through a layer at once: many small products cost more time than their numbers say. It computes
+    in float32 under any autocast, whose casts would cost more than they save.
     """
 
+    def __init__(self, features: Sequence[int], width: int):
+        """Build the layers.
+
+        Args:
+            features: how many numbers describe each level, of the topology with the most levels.
+            width: common width.
+        """
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Linear(f, width) for f in features)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, chunks: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Join the levels.
+
+        Args:
+            chunks: of each chunk its levels, the finest first, each `(V, B, ..., features of the level)`; V and what
+                stands for the dots are alike in all chunks.
+
+        Returns:
+            `(V, N, ..., width)` float32 of the N images of all chunks, in their order.
+        """
+        mapped: list[list[Tensor]] = [[] for _ in chunks]
+        with torch.autocast(chunks[0][0].device.type, enabled=False):
+            for level, linear in enumerate(self.levels):
+                deep = [i for i, chunk in enumerate(chunks) if level < len(chunk)]
+                if not deep:
+                    break
+                parts = [chunks[i][level] for i in deep]
+                together = linear(torch.cat(parts, dim=1).to(self.norm.weight.dtype))
+                for i, part in zip(deep, together.split([p.shape[1] for p in parts], dim=1), strict=True):
+                    mapped[i].append(part)
+            means = [torch.stack(levels).mean(0) for levels in mapped]
+            return self.norm(torch.cat(means, dim=1))  # type: ignore[no-any-return]
+
+
+class Embedding(LevelMean):
+    """`h`: each level >= 1 pooled, and joined."""
+
     def __init__(self, features: Sequence[int], width: int, pooling: Literal["mean_max_std", "mean"]):
-        """Build the linear layers.
+        """Build the layers.
 
         Args:
             features: width of each level of the deepest topology, level 0 first.
             width: width of `h`.
             pooling: statistics that describe a feature map.
         """
-        super().__init__()
-        self.pooling: Literal["mean_max_std", "mean"] = pooling
         per_channel = 1 if pooling == "mean" else 3
-        self.levels = nn.ModuleList(nn.Linear(per_channel * f, width) for f in features[1:])
-        self.norm = nn.LayerNorm(width)
+        super().__init__([per_channel * f for f in features[1:]], width)
+        self.pooling: Literal["mean_max_std", "mean"] = pooling
 
-    def forward(self, skips: Sequence[Tensor], valid: Tensor) -> Tensor:
-        """Embed a batch.
+    def pooled(self, skips: Sequence[Tensor], valid: Tensor) -> list[Tensor]:
+        """Describe the levels of a batch; in float32 under any autocast.
 
         Args:
             skips: the encoder's features, level 0 first: `(B, C_l, X_l, Y_l[, Z_l])`.
             valid: `(B, 1, X, Y[, Z])` bool at level 0, False = padding.
 
         Returns:
-            `(B, width)` float32.
+            Of each level >= 1 its statistics, see `pooled_statistics`, float32.
         """
-        share = valid.float()
+        share, statistics = valid.float(), []
         with torch.autocast(valid.device.type, enabled=False):
-            embedded = []
-            for linear, features in zip(self.levels, skips[1:], strict=False):
+            for features in skips[1:]:
                 # a coarse voxel counts as valid when at least half of what it covers is
                 covered = _resize(share, features.shape[2:]) >= 0.5
-                embedded.append(linear(pooled_statistics(features.float(), covered, self.pooling)))
-            return self.norm(torch.stack(embedded).mean(0))  # type: ignore[no-any-return]
+                statistics.append(pooled_statistics(features.float(), covered, self.pooling))
+        return statistics
 
 
 def _resize(share: Tensor, shape: Sequence[int]) -> Tensor:
@@ -130,11 +166,8 @@ class Projector(nn.Module):
         return functional.normalize(self.layers(h), dim=1)
 
 
-class VoxelEmbedding(nn.Module):
-    """What the decoder says of places: its features there, each level mapped to a common width, averaged, projected.
-
-    A shallow topology lacks the deep levels, as in `Embedding`.
-    """
+class VoxelEmbedding(LevelMean):
+    """What the decoder says of places: its features there, the levels joined and projected."""
 
     def __init__(self, features: Sequence[int], width: int, projection_width: int):
         """Build the layers.
@@ -144,30 +177,39 @@ class VoxelEmbedding(nn.Module):
             width: common width of the levels.
             projection_width: width of an embedding.
         """
-        super().__init__()
-        self.levels = nn.ModuleList(nn.Linear(f, width) for f in features[:-1])  # the deepest is the bottleneck
-        self.norm = nn.LayerNorm(width)
+        super().__init__(features[:-1], width)  # the deepest is the bottleneck
         self.projector = Projector(width, projection_width)
 
-    def forward(self, levels: Sequence[Tensor], voxels: Tensor) -> Tensor:
-        """Embed places; in float32 under any autocast.
+    def forward(self, chunks: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Embed places.
 
         Args:
-            levels: the decoder's features of both views, level 0 first: `(2 B, C_l, X_l, Y_l[, Z_l])`.
-            voxels: `(2, B, K, D)` int64, voxels of the views.
+            chunks: of each chunk its levels, the finest first, see `at_places`: `(2, B, K, C_l)`.
 
         Returns:
-            `(2, B, K, P)` float32 of norm 1.
+            `(2, N, K, P)` float32 of norm 1, of the N images of all chunks.
         """
-        at, size = voxels.flatten(0, 1), levels[0].shape[2:]  # (2 B, K, D)
-        image = torch.arange(len(at), device=at.device)[:, None]
-        with torch.autocast(at.device.type, enabled=False):
-            embedded = []
-            for linear, features in zip(self.levels, levels, strict=False):
-                sizes = zip(size, features.shape[2:], strict=True)
-                place = (image, *(at[..., axis] * m // n for axis, (n, m) in enumerate(sizes)))
-                # channels last, as they lie on a CPU: the gradient then lies so as well
-                embedded.append(linear(features.movedim(1, -1)[place].float()))
-            h = self.norm(torch.stack(embedded).mean(0))
-            z: Tensor = self.projector(h.flatten(0, 1)).view(*voxels.shape[:3], -1)
+        h = super().forward(chunks)
+        with torch.autocast(h.device.type, enabled=False):
+            z: Tensor = self.projector(h.flatten(0, -2)).view(*h.shape[:-1], -1)
         return z
+
+
+def at_places(levels: Sequence[Tensor], voxels: Tensor) -> list[Tensor]:
+    """A decoder's features at places.
+
+    Args:
+        levels: features of both views, level 0 first: `(2 B, C_l, X_l, Y_l[, Z_l])`.
+        voxels: `(2, B, K, D)` int64, voxels of the views.
+
+    Returns:
+        Of each level `(2, B, K, C_l)`.
+    """
+    at, size = voxels.flatten(0, 1), levels[0].shape[2:]  # (2 B, K, D)
+    image, found = torch.arange(len(at), device=at.device)[:, None], []
+    for features in levels:
+        sizes = zip(size, features.shape[2:], strict=True)
+        place = (image, *(at[..., axis] * m // n for axis, (n, m) in enumerate(sizes)))
+        # channels last, as they lie on a CPU: the gradient then lies so as well
+        found.append(features.movedim(1, -1)[place].view(*voxels.shape[:3], -1))
+    return found

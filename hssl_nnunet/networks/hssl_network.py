@@ -14,7 +14,7 @@ from hssl_nnunet.losses.hierarchical import Outputs
 from hssl_nnunet.losses.queue import NegativeQueue
 from hssl_nnunet.losses.reconstruction import Reconstruction
 from hssl_nnunet.losses.voxel import Points, VoxelEmbeddings
-from hssl_nnunet.networks.heads import Embedding, Projector, VoxelEmbedding
+from hssl_nnunet.networks.heads import Embedding, Projector, VoxelEmbedding, at_places
 from hssl_nnunet.networks.projection import plan_projection, project
 from hssl_nnunet.networks.shared_weights import SharedWeights
 from hssl_nnunet.networks.topology import Topology
@@ -55,23 +55,25 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ChunkOutput:
-    """What the network says of a chunk; None for what no term of the loss asks for.
+    """What the network says of a chunk; nothing where no term of the loss asks for it.
 
     Attributes:
-        h: `(V, B, width)`, embedding of each view.
-        prediction: `(B, 1, X, Y[, Z])`, view 0's reconstruction.
-        places: `(2, B, K, P)`, embedding of each place in each view.
+        pooled: of each level `(V, B, statistics)`, each view in numbers.
+        places: of each level `(2, B, K, C)`, the decoder's features at the places.
+        prediction: `(B, 1, X, Y[, Z])`, view 0's reconstruction, or None.
     """
 
-    h: Tensor | None
+    pooled: list[Tensor]
+    places: list[Tensor]
     prediction: Tensor | None
-    places: Tensor | None
 
     @classmethod
     def joined(cls, parts: Sequence[ChunkOutput]) -> ChunkOutput:
         """The outputs of a chunk's images, one by one, as that of the chunk."""
-        found = zip(*((part.h, part.prediction, part.places) for part in parts), strict=True)
-        return cls(*(None if t[0] is None else torch.cat(t, dim) for t, dim in zip(found, (1, 0, 1), strict=True)))
+        pooled, places = (zip(*of, strict=True) for of in zip(*((p.pooled, p.places) for p in parts), strict=True))
+        predictions = [part.prediction for part in parts if part.prediction is not None]
+        whole = [torch.cat(level, dim=1) for level in pooled], [torch.cat(level, dim=1) for level in places]
+        return cls(*whole, torch.cat(predictions) if predictions else None)
 
 
 class PyramidDecoder(nn.Module):
@@ -180,9 +182,9 @@ class HSSLNetwork(nn.Module):
         features = max((t.features for t in topologies), key=len)
         width = plan.embedding_width
         self.embedding = Embedding(features, width, loss.pooling) if loss.embeds else None
-        self._embed = None if self.embedding is None else self.embedding.forward
-        if compiled and self._embed is not None:
-            self._embed = torch.compile(self._embed, dynamic=False)
+        self._pooled = None if self.embedding is None else self.embedding.pooled
+        if compiled and self._pooled is not None:
+            self._pooled = torch.compile(self._pooled, dynamic=False)
         self.projector = Projector(width, plan.projection_width) if loss.contrasts else None
         queued = loss.queue_per_domain if loss.image > 0 else 0
         self.queue = NegativeQueue(len(topologies), queued, plan.projection_width) if queued else None
@@ -205,16 +207,7 @@ class HSSLNetwork(nn.Module):
         """
         tensors = self.shared.tensors()
         projected = {d: project(tensors, self.domains[d].entries) for d in sorted({c.domain for c in chunks})}
-        embedded, reconstructions, voxels = [], [], []
-        for chunk in chunks:
-            output = self._run(chunk, projected[chunk.domain])
-            if output.h is not None:
-                embedded.append(output.h)
-            if output.prediction is not None:
-                reconstructions.append(Reconstruction(output.prediction, chunk.target, chunk.hidden, chunk.valid[0]))
-            if output.places is not None and chunk.points is not None:
-                voxels.append(VoxelEmbeddings(output.places, chunk.points.kept))
-        return self._heads(torch.cat(embedded, dim=1) if embedded else None, reconstructions, voxels)
+        return self._heads(chunks, [self._run(chunk, projected[chunk.domain]) for chunk in chunks])
 
     def _run(self, chunk: Chunk, parameters: dict[str, Tensor]) -> ChunkOutput:
         """Run a chunk.
@@ -230,24 +223,36 @@ class HSSLNetwork(nn.Module):
         return ChunkOutput.joined(run)
 
     def _images(self, parameters: dict[str, Tensor], chunk: Chunk) -> ChunkOutput:
-        views, (count, images) = chunk.views.flatten(0, 1), chunk.views.shape[:2]
-        skips, levels, output = self.domains[chunk.domain].call(parameters, views, images)
-        h = None if self._embed is None else self._embed(skips, chunk.valid.flatten(0, 1)).view(count, images, -1)
-        places = None
-        if self.voxel_embedding is not None and chunk.points is not None:
-            places = self.voxel_embedding(levels, chunk.points.voxels)
-        return ChunkOutput(h, output if self.reconstructs else None, places)
+        count = chunk.views.shape[1]
+        skips, levels, output = self.domains[chunk.domain].call(parameters, chunk.views.flatten(0, 1), count)
+        return self._described(chunk, skips, levels, output if self.reconstructs else None)
 
-    def _heads(
-        self, h: Tensor | None, reconstructions: Sequence[Reconstruction], voxels: Sequence[VoxelEmbeddings] = ()
-    ) -> Outputs:
-        if h is None:
-            return Outputs(None, None, (), tuple(reconstructions), tuple(voxels))
+    def _described(
+        self, chunk: Chunk, skips: Sequence[Tensor], levels: Sequence[Tensor], prediction: Tensor | None
+    ) -> ChunkOutput:
+        pooled = [] if self._pooled is None else self._pooled(skips, chunk.valid.flatten(0, 1))
+        points = None if self.voxel_embedding is None else chunk.points
+        places = [] if points is None else at_places(levels, points.voxels)
+        return ChunkOutput([level.view(*chunk.views.shape[:2], -1) for level in pooled], places, prediction)
+
+    def _heads(self, chunks: Sequence[Chunk], outputs: Sequence[ChunkOutput]) -> Outputs:
+        reconstructions = [
+            Reconstruction(output.prediction, chunk.target, chunk.hidden, chunk.valid[0])
+            for chunk, output in zip(chunks, outputs, strict=True)
+            if output.prediction is not None
+        ]
+        voxels, kept = None, [chunk.points.kept for chunk in chunks if chunk.points is not None]
+        if self.voxel_embedding is not None and kept:
+            z = self.voxel_embedding([output.places for output in outputs if output.places])
+            voxels = VoxelEmbeddings(z, torch.cat(kept))
+        if self.embedding is None:
+            return Outputs(None, None, (), tuple(reconstructions), voxels)
+        h = self.embedding([output.pooled for output in outputs])
         with torch.autocast(h.device.type, enabled=False):  # products too small to be worth their casts
             z = None if self.projector is None else self.projector(h.flatten(0, 1)).unflatten(0, h.shape[:2])
             task = None if self.task_head is None else self.task_head(h)
             groups = tuple(head(h) for head in self.group_heads)
-        return Outputs(z, task, groups, tuple(reconstructions), tuple(voxels))
+        return Outputs(z, task, groups, tuple(reconstructions), voxels)
 
     def trained(self) -> dict[str, Tensor]:
         """Role -> shared tensor of what the loss trains: no decoder where none of its terms decodes."""
@@ -268,7 +273,8 @@ class HSSLNetwork(nn.Module):
         """
         parameters = project(self.shared.tensors(), self.domains[domain].entries)
         skips = self.domains[domain].encode(parameters, images)
-        return self.embedding(skips, valid)  # type: ignore[misc, no-any-return]
+        pooled = [statistics[None] for statistics in self.embedding.pooled(skips, valid)]  # type: ignore[union-attr]
+        return self.embedding([pooled])[0]  # type: ignore[misc, no-any-return]
 
 
 def _allow_graphs(count: int) -> None:

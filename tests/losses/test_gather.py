@@ -43,7 +43,7 @@ def loss_of(network, images, plan):
     reconstruction = Reconstruction(decoded.view(square), target, hidden, torch.ones_like(hidden))
     tasks = torch.tensor([0, 1, 2, 1, 0, 0])[images]
     labels = Labels(torch.arange(IMAGES)[images], tasks, (tasks > 0).long()[None])
-    outputs = Outputs(z, task, (group,), (reconstruction,), (VoxelEmbeddings(places, kept[images]),))
+    outputs = Outputs(z, task, (group,), (reconstruction,), VoxelEmbeddings(places, kept[images]))
     return hierarchical_loss(outputs, labels, plan)
 
 

@@ -24,7 +24,7 @@ def outputs():
     z = normalize(torch.randn(2, 4, 6), dim=-1)
     places = VoxelEmbeddings(normalize(torch.randn(2, 4, 5, 6), dim=-1), torch.rand(4, 5) < 0.8)
     groups = (torch.randn(2, 4, 3), torch.randn(2, 4, 2))
-    return Outputs(z, torch.randn(2, 4, 3), groups, (images, images), (places,))
+    return Outputs(z, torch.randn(2, 4, 3), groups, (images, images), places)
 
 
 def test_terms_and_their_weighted_sum(outputs, loss_plan):
@@ -90,7 +90,7 @@ def test_only_the_parts_of_the_terms_in_use_get_a_gradient(outputs, loss_plan, t
         "task": outputs.task_logits,
         "group": outputs.group_logits[1],
         "reconstruction": outputs.reconstructions[0].prediction,
-        "voxel": outputs.voxels[0].z,
+        "voxel": outputs.voxels.z,
     }
     for part in parts.values():
         part.requires_grad_()

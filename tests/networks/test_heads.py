@@ -7,8 +7,9 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from hssl_nnunet.networks.heads import Embedding, Projector, pooled_statistics
+from hssl_nnunet.networks.heads import Embedding, LevelMean, Projector, pooled_statistics
 
 
 def features_and_valid(*shape: int) -> tuple[Tensor, Tensor]:
@@ -73,16 +74,22 @@ def skips(n_stages: int) -> list[Tensor]:
     return [torch.randn(2, 4 * 2**i, 16 // 2**i, 16 // 2**i, 16 // 2**i, generator=generator) for i in range(n_stages)]
 
 
+def embed(embedding: Embedding, features: list[Tensor], valid: Tensor) -> Tensor:
+    """`h` of a batch as one view of one chunk."""
+    return embedding([[level[None] for level in embedding.pooled(features, valid)]])[0]
+
+
 def test_embedding_serves_every_depth_and_leaves_out_level_0() -> None:
     torch.manual_seed(0)
     embedding = Embedding((4, 8, 16, 32), 12, "mean_max_std")
     valid = torch.ones(2, 1, 16, 16, 16, dtype=torch.bool)
     deep = skips(4)
-    assert embedding(deep, valid).shape == embedding(deep[:3], valid).shape == (2, 12)
+    h = embed(embedding, deep, valid)
+    assert h.shape == embed(embedding, deep[:3], valid).shape == (2, 12)
     for level in range(4):
         other = [torch.zeros_like(f) if i == level else f for i, f in enumerate(deep)]
-        assert torch.equal(embedding(deep, valid), embedding(other, valid)) == (level == 0)
-    assert not torch.allclose(embedding(deep, valid), embedding(deep[:3], valid))
+        assert torch.equal(h, embed(embedding, other, valid)) == (level == 0)
+    assert not torch.allclose(h, embed(embedding, deep[:3], valid))
 
 
 def test_embedding_ignores_padding_at_every_level() -> None:
@@ -93,9 +100,10 @@ def test_embedding_ignores_padding_at_every_level() -> None:
     clean, spoiled = skips(3), skips(3)
     for level in spoiled:
         level[:, :, level.shape[2] // 2 :] = 50.0
-    torch.testing.assert_close(embedding(clean, valid), embedding(spoiled, valid))
+    h = embed(embedding, clean, valid)
+    torch.testing.assert_close(h, embed(embedding, spoiled, valid))
     spoiled[2][0, :, 0] = 50.0
-    assert not torch.allclose(embedding(clean, valid)[0], embedding(spoiled, valid)[0])
+    assert not torch.allclose(h[0], embed(embedding, spoiled, valid)[0])
 
 
 def test_embedding_computes_in_float32_under_any_autocast() -> None:
@@ -104,9 +112,28 @@ def test_embedding_computes_in_float32_under_any_autocast() -> None:
     valid = torch.rand(2, 1, 16, 16, 16) > 0.2
     half = [level.bfloat16() for level in skips(3)]
     with torch.autocast("cpu", torch.bfloat16):
-        h = embedding(half, valid)
+        h = embed(embedding, half, valid)
     assert h.dtype == torch.float32
-    assert torch.equal(h, embedding([level.float() for level in half], valid))
+    assert torch.equal(h, embed(embedding, [level.float() for level in half], valid))
+
+
+@pytest.mark.parametrize("between", [(), (5,)])
+def test_levels_are_joined_by_chunk_as_one_by_one(between: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    mean, widths = LevelMean((3, 4, 6), 7).double(), (3, 4, 6)
+    shapes = ((1, 2), (3, 3), (2, 1))  # images and levels of each chunk
+    chunks = [[torch.randn(2, b, *between, w, dtype=torch.float64) for w in widths[:n]] for b, n in shapes]
+
+    def slowly() -> Tensor:
+        found = []
+        for chunk in chunks:
+            mapped = [level @ layer.weight.T + layer.bias for level, layer in zip(chunk, mean.levels, strict=False)]
+            found.append(functional.layer_norm(sum(mapped) / len(mapped), (7,)))
+        return torch.cat(found, dim=1)
+
+    joined = mean(chunks)
+    assert joined.shape == (2, 6, *between, 7)
+    torch.testing.assert_close(joined.double(), slowly())
 
 
 def test_projection_lies_on_the_unit_sphere() -> None:

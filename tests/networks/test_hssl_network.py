@@ -91,7 +91,7 @@ def test_dropped_activations_change_no_gradient(checkpointing: str, loss: dict[s
     (value, gradients, memory), (other_value, others, less) = trained("none"), trained(checkpointing)
     assert other_value == pytest.approx(value, rel=1e-6) and others.keys() == gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=5e-6, msg=name)
     assert less < memory / 3
 
 
@@ -105,7 +105,7 @@ def test_an_image_answers_alike_in_whatever_company() -> None:
     together, alone = model([second, first]), model([first])
     torch.testing.assert_close(together.z[:, 2:], alone.z)
     torch.testing.assert_close(together.reconstructions[1].prediction, alone.reconstructions[0].prediction)
-    torch.testing.assert_close(together.voxels[1].z, alone.voxels[0].z)
+    torch.testing.assert_close(together.voxels.z[:, 2:], alone.voxels.z)
 
 
 def test_view_0_is_reconstructed_by_the_reference_network() -> None:
@@ -123,7 +123,7 @@ def test_places_are_described_by_the_reference_decoder_of_each_view() -> None:
     of, points = topology(TASKS[1], narrow=NARROW), part.points
     assert points is not None
     outputs = model([part])
-    assert outputs.reconstructions == () and outputs.voxels[0].z.shape == (2, 2, 6, 8)
+    assert outputs.reconstructions == () and outputs.voxels.z.shape == (2, 2, 6, 8)
     for view in range(2):
         features = reference_features(model.shared.tensors(), of, part.views[view])
         levels = [features[f"decoder.{level}"] for level in range(of.n_stages - 1)]
@@ -135,7 +135,7 @@ def test_places_are_described_by_the_reference_decoder_of_each_view() -> None:
                 described.append(linear(level[image, :, x, y, z]))
             h = model.voxel_embedding.norm(torch.stack(described).mean(0))
             expected = model.voxel_embedding.projector(h[None])[0]
-            torch.testing.assert_close(outputs.voxels[0].z[view, image, place], expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(outputs.voxels.z[view, image, place], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("loss", [{}, {"voxel": 1}, {"reconstruction": 0}])
@@ -146,9 +146,10 @@ def test_a_domains_network_is_one_graph_for_the_compiler(loss: dict[str, float])
     domain.call = torch.compile(domain.run, dynamic=False, fullgraph=True, backend="eager")
     found = model([part])
     torch.testing.assert_close(found.z, expected.z)
-    pairs = zip((*found.reconstructions, *found.voxels), (*expected.reconstructions, *expected.voxels), strict=True)
-    for one, other in pairs:
-        torch.testing.assert_close(*(x.prediction if hasattr(x, "prediction") else x.z for x in (one, other)))
+    for one, other in zip(found.reconstructions, expected.reconstructions, strict=True):
+        torch.testing.assert_close(one.prediction, other.prediction)
+    if "voxel" in loss:
+        torch.testing.assert_close(found.voxels.z, expected.voxels.z)
 
 
 def test_terms_of_weight_0_build_no_head() -> None:
