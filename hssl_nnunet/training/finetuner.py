@@ -18,9 +18,11 @@ from hssl_nnunet.remedies import seed_command
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.head_start import HeadFit
 from hssl_nnunet.training.memory import keep_freed_memory
-from hssl_nnunet.training.optimizer import Stepper, build_optimizer
+from hssl_nnunet.training.optimizer import Stepper, build_optimizer, load_optimizer
+from hssl_nnunet.training.resume import changed_values, check_weights
 from hssl_nnunet.training.schedule import EpochSchedule, finetuning_multipliers
 from hssl_nnunet.training.vanilla import HSSLVanilla
+from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.seeding import load_into
@@ -39,10 +41,14 @@ class HSSLFinetuner(HSSLVanilla):
     Attributes:
         seeded: whether training starts from the weights file that the plans name.
         compiled: whether nnU-Net compiles the network; known once it is initialised.
+        seed: the plan's, or one that was drawn.
     """
 
     seeded = True
     compiled: bool
+    seed: int
+    current_epoch: int
+    _best_ema: float | None  # nnU-Net's name
 
     def __init__(
         self,
@@ -69,13 +75,13 @@ class HSSLFinetuner(HSSLVanilla):
 
     def initialize(self) -> None:
         """Build everything as nnU-Net does, from a seed that is logged, with kernels in the device's format."""
-        seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
-        torch.manual_seed(seed)
+        self.seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
+        torch.manual_seed(self.seed)
         super().initialize()
         if self.device.type == "cpu":
             use_cpu_operators(self.stock_network())
         described = precision.describe(self.device, self.plan.precision, compiled=self.compiled)
-        self.print_to_log_file(f"seed {seed}, precision {described}")
+        self.print_to_log_file(f"seed {self.seed}, precision {described}")
 
     def on_train_start(self) -> None:
         """Put the weights in place, unless the run is resumed."""
@@ -146,19 +152,28 @@ class HSSLFinetuner(HSSLVanilla):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Resume as nnU-Net does, a seeded run only from a checkpoint that began with the weights of the plans.
+        """Resume: weights, optimiser, scaler, log and epoch; the plan's values are those of now, and said if changed.
+
+        A run that has reached its last epoch is only validated: the weights it began with no longer matter.
 
         Raises:
-            HSSLError: the plans have been seeded with other weights since.
+            HSSLError: another network or optimiser; the plans have been seeded with other weights since.
         """
-        super().load_checkpoint(filename_or_checkpoint)
-        before, now = self.my_init_kwargs["plans"]["hssl"], self.block.weights_sha256
-        if self.seeded and (was := before["weights_sha256"]) != now:
-            raise HSSLError(
-                f"{filename_or_checkpoint} was begun with weights of sha256 {str(was)[:12]}... ({before['weights']}), "
-                f"the plans name {str(now)[:12]}... ({self.block.weights}) now. To continue, seed with the old weights "
-                f"again, `{self._seeding(before['weights'])}`; or move the folder away to begin anew."
-            )
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint, network = load_checkpoint(filename_or_checkpoint), self.stock_network()
+        self.current_epoch, self._best_ema = checkpoint["current_epoch"], checkpoint["_best_ema"]
+        if self.seeded and self.current_epoch < self.num_epochs:
+            check_weights(checkpoint, filename_or_checkpoint, self.block, self._seeding)
+        if changed := changed_values(checkpoint, filename_or_checkpoint, self.plan, network.state_dict()):
+            self.print_to_log_file(f"WARNING: goes on with other values: {'; '.join(changed)}")
+        network.load_state_dict(checkpoint["network_weights"])
+        load_optimizer(self.optimizer, checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        torch.manual_seed(self.seed + self.current_epoch)  # not the draws of the first epochs again
 
     def _seeding(self, weights: str | Path | None) -> str:
         manager = self.plans_manager

@@ -1,16 +1,18 @@
-"""Whether a pretraining can go on from a checkpoint with the plans as they are now."""
+"""Whether a training can go on from a checkpoint with the plans as they are now."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.plan_values import PretrainingPlan
+from hssl_nnunet.plan_schema import TargetBlock
+from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.typed_json import differences, parse, to_json
 
 IMAGES_KEY = "images_sha256"  # among nnU-Net's `init_args`
@@ -43,12 +45,12 @@ def check_images(checkpoint: Mapping[str, Any], path: str, rows: Sequence[ImageR
 
 
 def changed_values(
-    checkpoint: Mapping[str, Any], path: str, plan: PretrainingPlan, state: Mapping[str, Tensor]
+    checkpoint: Mapping[str, Any], path: str, plan: PretrainingPlan | FinetuningPlan, state: Mapping[str, Tensor]
 ) -> list[str]:
     """Plan values that differ from those of a checkpoint and leave network and optimiser what they were.
 
     Args:
-        checkpoint: nnU-Net's, of a pretraining.
+        checkpoint: nnU-Net's, of a pretraining or a fine-tuning.
         path: its file.
         plan: the plan now.
         state: the network's parameters and buffers now.
@@ -56,12 +58,40 @@ def changed_values(
     Raises:
         HSSLError: the values stand for another network or optimiser than the checkpoint's.
     """
-    before = parse(PretrainingPlan, checkpoint["init_args"]["plans"]["hssl"]["pretraining"], path)
-    changed = differences("hssl.pretraining", to_json(before), to_json(plan))
+    key = "pretraining" if isinstance(plan, PretrainingPlan) else "finetuning"
+    before = parse(type(plan), checkpoint["init_args"]["plans"]["hssl"][key], path)
+    changed = differences(f"hssl.{key}", to_json(before), to_json(plan))
     then, now = ({name: t.shape for name, t in s.items()} for s in (checkpoint["network_weights"], state))
     if then != now or before.optimizer != plan.optimizer:
         raise HSSLError(
             f"{path} holds another network or optimiser than the plans describe now: "
-            f"{'; '.join(changed) or 'the domains have changed'}. Put that back, or move the folder away to begin anew."
+            f"{'; '.join(changed) or 'domains or architecture have changed'}. Put that back, or move the folder away to "
+            "begin anew."
         )
     return changed
+
+
+def check_weights(checkpoint: Mapping[str, Any], path: str, block: TargetBlock, seeding: Callable[[Path], str]) -> None:
+    """Check that a seeded run was begun with the weights that the plans name.
+
+    Args:
+        checkpoint: nnU-Net's, of a fine-tuning.
+        path: its file.
+        block: that of the plans now.
+        seeding: the command that seeds with a weights file.
+
+    Raises:
+        HSSLError: it was begun with others.
+    """
+    before = checkpoint["init_args"]["plans"]["hssl"]
+    if before["weights_sha256"] == block.weights_sha256:
+        return
+    file = Path(before["weights"])
+    back = f"seed with the old weights again, `{seeding(file)}`"
+    if before["weights"] == block.weights:
+        back = f"put the file back that {file} was then, which has been replaced, and {back}"
+    raise HSSLError(
+        f"{path} was begun with weights of sha256 {str(before['weights_sha256'])[:12]}... ({file}), the plans name "
+        f"{str(block.weights_sha256)[:12]}... ({block.weights}) now. To continue, {back}; or move the folder away to "
+        "begin anew."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
@@ -368,10 +369,33 @@ def test_a_run_goes_on_only_with_the_weights_it_began_with(target: Any, weights:
     other = tiny_corpus.pretrainer(corpus, {"seed": 4})
     other.initialize()
     other.save_weights(weights)
-    message = f"sha256 {began_with[:12]}.*name {file_sha256(weights)[:12]}.*-p nnUNetCPUPlans.*move the folder away"
+    message = (
+        f"sha256 {began_with[:12]}.*name {file_sha256(weights)[:12]}.*put the file back that {weights} was.*"
+        "-p nnUNetCPUPlans.*move the folder away"
+    )
     with pytest.raises(HSSLError, match=message):
         target().load_checkpoint(paths[HSSLFinetuner])
     target(Scratch).load_checkpoint(paths[Scratch])  # the control has none of them
+    checkpoint = load_checkpoint(paths[HSSLFinetuner])
+    assert checkpoint["current_epoch"] == 1
+    target(num_epochs=1, warmup_epochs=0).load_checkpoint(paths[HSSLFinetuner])  # at its end: to be validated alone
+
+
+def test_a_resumed_run_takes_edited_values_says_so_and_refuses_another_optimiser(
+    target: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = target(num_epochs=1, warmup_epochs=0, weight_decay=0.1, optimizer="adamw")
+    trainer.run_training()
+    path = str(Path(trainer.output_folder) / "checkpoint_final.pth")
+    resumed = target(num_epochs=2, warmup_epochs=0, weight_decay=0.3, optimizer="adamw")
+    capsys.readouterr()
+    resumed.load_checkpoint(path)
+    assert re.search(r"goes on with other values: .*num_epochs .*weight_decay", capsys.readouterr().out)
+    assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.3}
+    state = next(iter(resumed.optimizer.state.values()))
+    assert state["step"] > 0 and state["exp_avg"].any()  # it goes on from where it was
+    with pytest.raises(HSSLError, match=r"another network or optimiser.*optimizer"):
+        target(num_epochs=2, warmup_epochs=0, optimizer="sgd").load_checkpoint(path)
 
 
 def test_stock_plans_are_refused(target: Any, nnunet_folders: dict[str, Path]) -> None:
