@@ -15,7 +15,7 @@ from hssl_nnunet.files import read_json
 from hssl_nnunet.locks import claimed
 from hssl_nnunet.paths import add_trainers_to_environment, dataset_name, preprocessed_dir, results_dir, trainers_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block, target_block
-from hssl_nnunet.preflight import check_fold, data_folder, read_corpus_plans, read_target_plans
+from hssl_nnunet.preflight import check_batch, check_fold, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import available_cpus, check_shares, joined, run_under_torchrun, under_torchrun
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, corpus_command, preprocess_command, seed_command
 from hssl_nnunet.run_folder import epochs_done, refuse_to_overwrite, resumable
@@ -135,6 +135,12 @@ def target_plans_name(dataset: str, configuration: str = DEFAULT_CONFIGURATION) 
     """
     folder = preprocessed_dir() / dataset
     found = sorted(p.stem for p in folder.glob(f"*{SEEDED_SUFFIX}.json"))
+    corpora = [p for p in folder.glob("*Plans*.json") if _role(read_json(p)) == "corpus"]
+    if corpora and not found:
+        raise HSSLError(
+            f"{dataset} is a corpus, which weights are learned from ({corpora[0]}). Name a dataset that has masks and "
+            "that `hssl seed -d TARGET -w hssl.safetensors` has seeded."
+        )
     default = DEFAULT_PLANS + SEEDED_SUFFIX
     if default in found:
         return default
@@ -167,6 +173,8 @@ def train(
     num_epochs = _checked(dataset, configuration, fold, trainer, plans_name)
     device = choose_device(device_name)
     check_gpus(device, num_gpus)
+    if num_gpus > 1 and trainer != PRETRAIN_TRAINER:
+        check_batch(preprocessed_dir() / dataset / f"{plans_name}.json", configuration, num_gpus)
     _check_torchrun(trainer, num_gpus)
     if trainer == PRETRAIN_TRAINER:
         _check_processes(preprocessed_dir() / dataset / f"{plans_name}.json", num_gpus)
@@ -243,6 +251,9 @@ def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_na
         return corpus_block(read_corpus_plans(dataset, plans_name, configuration), path).pretraining.num_epochs
     plans = read_target_plans(dataset, plans_name, configuration)
     check_fold(data_folder(path.parent, plans, configuration), fold)
+    seeded = path.with_stem(plans_name + SEEDED_SUFFIX)
+    if "hssl" not in plans and seeded.is_file():
+        raise HSSLError(f"{path} are the plans that {seeded.name} was seeded from. Add `-p {seeded.stem}`.")
     return target_block(plans, path).finetuning.num_epochs
 
 

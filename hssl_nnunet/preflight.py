@@ -13,6 +13,17 @@ from hssl_nnunet.plan_schema import SEEDED_SUFFIX
 from hssl_nnunet.remedies import corpus_command, preprocess_command, seed_command
 
 SPLITS_FILE, NUM_FOLDS = "splits_final.json", 5  # nnU-Net's
+PREPROCESSING = (  # what a preprocessed image follows from, nnU-Net's names
+    "transpose_forward",
+    "foreground_intensity_properties_per_channel",
+    "data_identifier",
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
 
 
 def data_folder(folder: Path, plans: dict[str, Any], configuration: str) -> Path:
@@ -23,10 +34,14 @@ def data_folder(folder: Path, plans: dict[str, Any], configuration: str) -> Path
         plans: content of a plans file.
         configuration: one of its configurations.
     """
-    entry = plans["configurations"][configuration]
-    while "data_identifier" not in entry:
-        entry = plans["configurations"][entry["inherits_from"]]
-    return folder / str(entry["data_identifier"])
+    return folder / str(_resolved(plans, configuration)["data_identifier"])
+
+
+def _resolved(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """A configuration with what it inherits from others."""
+    entry: dict[str, Any] = plans["configurations"][configuration]
+    parent = entry.get("inherits_from")
+    return entry if parent is None else {**_resolved(plans, parent), **entry}
 
 
 def read_corpus_plans(dataset: str, plans_name: str, configuration: str) -> dict[str, Any]:
@@ -42,17 +57,39 @@ def read_target_plans(dataset: str, plans_name: str, configuration: str) -> dict
     """The plans that a training on labelled cases is started with.
 
     Raises:
-        HSSLError: they are missing, lack the configuration, or this is not preprocessed.
+        HSSLError: they are missing, lack the configuration, or it is a cascade's second stage or not preprocessed; the
+            target was planned anew since they were seeded.
     """
     folder, seeding = preprocessed_dir() / dataset, seed_command(dataset, None, plans_name, configuration)
     preprocessing = preprocess_command(dataset, plans_name, configuration)
-    planned = (folder / f"{plans_name.removesuffix(SEEDED_SUFFIX)}.json").is_file()
-    remedy = f"Run `{seeding}`." if planned else f"Run `{preprocessing}`, then `{seeding}`."
+    own = folder / f"{plans_name.removesuffix(SEEDED_SUFFIX)}.json"
+    remedy = f"Run `{seeding}`." if own.is_file() else f"Run `{preprocessing}`, then `{seeding}`."
     plans = _read_plans(dataset, plans_name, configuration, remedy)
+    if _resolved(plans, configuration).get("previous_stage"):
+        raise HSSLError(
+            f"{configuration} also reads what the first stage has segmented, which no pretraining has seen: train it "
+            f"with nnU-Net alone, `nnUNetv2_train {dataset} {configuration} 0`. The first stage can be fine-tuned."
+        )
     data = data_folder(folder, plans, configuration)
     if not data.is_dir():
         raise HSSLError(f"{data} does not exist: this configuration is not preprocessed. Run `{preprocessing}`.")
+    if plans_name.endswith(SEEDED_SUFFIX) and own.is_file():
+        _check_as_planned(plans, read_plans(own, remedy), configuration, folder / f"{plans_name}.json", seeding)
     return plans
+
+
+def _check_as_planned(seeded: Any, own: Any, configuration: str, path: Path, seeding: str) -> None:
+    """Check that seeded plans preprocess as the target's own: both use the images that the own ones have made."""
+    if configuration not in own["configurations"]:
+        return
+    then, now = ({**plans, **_resolved(plans, configuration)} for plans in (seeded, own))
+    changed = [key for key in PREPROCESSING if then.get(key) != now.get(key)]
+    if changed:
+        told = "; ".join(f"{key} was {then.get(key)!r:.60}, is {now.get(key)!r:.60}" for key in changed)
+        raise HSSLError(
+            f"The target has been planned anew since {path} was seeded: {told}. A model of these plans would train on "
+            f"images unlike those it predicts. Run `{seeding}` again; edited `finetuning` values stay."
+        )
 
 
 def _read_plans(dataset: str, plans_name: str, configuration: str, remedy: str) -> dict[str, Any]:
@@ -62,6 +99,25 @@ def _read_plans(dataset: str, plans_name: str, configuration: str, remedy: str) 
     if configuration not in plans["configurations"]:
         raise unknown_name(f"configuration of {path}", configuration, plans["configurations"])
     return plans
+
+
+def check_batch(path: Path, configuration: str, num_gpus: int) -> None:
+    """Refuse more GPUs than a batch has images, which nnU-Net shares out among them.
+
+    Args:
+        path: the plans.
+        configuration: one of their configurations.
+        num_gpus: GPUs that are to share the training.
+
+    Raises:
+        HSSLError: there are more.
+    """
+    batch_size = _resolved(read_plans(path), configuration).get("batch_size", num_gpus)
+    if num_gpus > batch_size:
+        raise HSSLError(
+            f"-num_gpus {num_gpus}, but {configuration} of {path} has a `batch_size` of {batch_size}, and each GPU "
+            f"needs at least one image of it. Use -num_gpus {batch_size}, or raise `batch_size`."
+        )
 
 
 def check_fold(data: Path, fold: str) -> None:

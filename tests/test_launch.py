@@ -327,6 +327,48 @@ def test_missing_seeded_plans_are_to_be_seeded_from_the_plans_that_are_there(tar
         launch.target_plans_name(NAME, "2d")
 
 
+def edited(path: Path, **of_fullres: object) -> None:
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"].update(of_fullres)
+    path.write_text(json.dumps(plans))
+
+
+def test_seeded_plans_that_preprocess_otherwise_than_the_targets_own_are_refused(target, calls):
+    write_plans(target, "nnUNetPlans", role=None)
+    for path in (target / "nnUNetPlans.json", target / "nnUNetPlans_HSSL.json"):
+        edited(path, spacing=[1.0, 1.0, 1.0], batch_size=2)
+    edited(target / "nnUNetPlans_HSSL.json", batch_size=4)  # of training alone
+    launch.finetune(4, "3d_fullres", 0, device="cpu")
+    edited(target / "nnUNetPlans.json", spacing=[2.0, 0.5, 0.5])
+    message = rf"spacing was \[1.0, 1.0, 1.0\], is \[2.0, 0.5, 0.5\].*`hssl seed -d {NAME} -w hssl.safetensors` again"
+    with pytest.raises(HSSLError, match=message):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")
+    assert len(calls) == 1
+
+
+def test_a_second_stage_the_own_plans_and_a_corpus_are_told_apart_from_seeded_plans(target, calls):
+    edited(target / "nnUNetPlans_HSSL.json", previous_stage="3d_lowres")
+    with pytest.raises(HSSLError, match=f"no pretraining has seen.*`nnUNetv2_train {NAME} 3d_fullres 0`"):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")
+    write_plans(target, "nnUNetPlans", role=None)
+    with pytest.raises(HSSLError, match="Add `-p nnUNetPlans_HSSL`"):
+        launch.finetune(4, "3d_fullres", 0, plans_name="nnUNetPlans", device="cpu")
+    (target / "nnUNetPlans_HSSL.json").unlink()
+    write_plans(target, "nnUNetPlans", role="corpus")
+    with pytest.raises(HSSLError, match=f"{NAME} is a corpus.*has masks"):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")
+    assert not calls
+
+
+def test_each_gpu_needs_an_image_of_the_batch(target, calls, monkeypatch):
+    monkeypatch.setattr(launch, "check_gpus", lambda *_: None)
+    edited(target / "nnUNetPlans_HSSL.json", batch_size=2)
+    launch.finetune(4, "3d_fullres", 0, device="cpu", num_gpus=2)
+    with pytest.raises(HSSLError, match="-num_gpus 3.*`batch_size` of 2.*Use -num_gpus 2"):
+        launch.finetune(4, "3d_fullres", 0, device="cpu", num_gpus=3)
+    assert len(calls) == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_the_cpu_is_taken_and_cuda_refused():
     assert device.choose_device(None) == torch.device("cpu")

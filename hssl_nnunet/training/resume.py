@@ -65,8 +65,8 @@ def changed_values(
     if then != now or before.optimizer != plan.optimizer:
         raise HSSLError(
             f"{path} holds another network or optimiser than the plans describe now: "
-            f"{'; '.join(changed) or 'domains or architecture have changed'}. Put that back, or move the folder away to "
-            "begin anew."
+            f"{'; '.join(changed) or 'domains or architecture have changed'}. Put that back, or move the folder away "
+            "to begin anew."
         )
     return changed
 

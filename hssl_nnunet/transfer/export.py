@@ -20,6 +20,7 @@ from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.seeding import target_network
 
 STOCK_TRAINER = "nnUNetTrainer"
+OF_TRAINER = {"nnUNetTrainerHSSLScratch": "_Scratch", "nnUNetTrainerHSSLVanilla": "_Vanilla"}
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 MODEL_FILES = ("dataset.json", "dataset_fingerprint.json")
 EXTRAS = ("progress.png", "validation/summary.json")  # of a fold; as nnU-Net's own export takes them
@@ -37,6 +38,8 @@ def export_model(
 ) -> Path:
     """Write `<Dataset>/nnUNetTrainer__<plans>__<configuration>/` into a folder, or as a zip.
 
+    The control's plans are called `<plans>_Scratch` there, so that both models can be installed.
+
     The zip suits `nnUNetv2_install_pretrained_model_from_zip`, the folder `nnUNetv2_predict_from_modelfolder`; with
     `nnUNet_results` set to `output`, `nnUNetv2_predict -tr nnUNetTrainer` finds it as well.
 
@@ -45,7 +48,7 @@ def export_model(
         configuration: nnU-Net's configuration.
         plans_name: plans the model was trained with.
         trainer: trainer class the model was trained with.
-        folds: folds to export; None = all that hold the checkpoint.
+        folds: folds to export; None = all that hold the checkpoint, which must have begun with the same weights.
         output: folder to write into, or a file name that ends in `.zip`.
         checkpoint: file name of the checkpoint in each fold; keeps its name.
 
@@ -54,12 +57,13 @@ def export_model(
 
     Raises:
         HSSLError: model, fold or checkpoint missing; a pretraining run; a network that stock nnU-Net does not build;
-            something is there already.
+            folds of different weights that were not named; something is there already.
     """
     name, output = dataset_name(dataset), Path(output)
     source = _model_folder(name, trainer, plans_name, configuration)
     plans = _finetuned_plans(source)
-    relative = Path(name) / f"{STOCK_TRAINER}__{plans_name}__{configuration}"
+    plans["plans_name"] = plans_name + OF_TRAINER.get(trainer, "")
+    relative = Path(name) / f"{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
     as_zip = output.suffix.lower() == ".zip"
     result = output if as_zip else output / relative
     if result.exists():
@@ -70,7 +74,9 @@ def export_model(
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".hssl_export_") as temporary:
             model = Path(temporary) / relative
-            _build(source, model, plans, chosen, checkpoint)
+            starts = _build(source, model, plans, chosen, checkpoint)
+            if folds is None:
+                _check_one_start(starts, source)
             _deliver(model, result, Path(temporary) if as_zip else None)
     except OSError as error:
         raise HSSLError(
@@ -154,19 +160,35 @@ def _listed(paths: Any, base: Path | None = None) -> str:
     return ", ".join(sorted(str(p.relative_to(base)) if base else p.name for p in paths)) or "nothing"
 
 
-def _build(source: Path, model: Path, plans: dict[str, Any], folds: list[Path], checkpoint: str) -> None:
+def _build(
+    source: Path, model: Path, plans: dict[str, Any], folds: list[Path], checkpoint: str
+) -> dict[str, str | None]:
+    """Write the model's folder; returns the hash of the weights that each fold began with."""
+    starts: dict[str, str | None] = {}
     for name in MODEL_FILES:
         _copy_if_there(source / name, model / name)
     for path in source.glob(f"{POSTPROCESSING}/*.*"):
         _copy_if_there(path, model / path.relative_to(source))
     for fold in folds:
         content = _stock_checkpoint(fold / checkpoint, plans)
+        own = content["init_args"]["plans"]
+        starts[fold.name] = (own.get("hssl") or {}).get("weights_sha256")
         if fold == folds[0]:
-            write_json(model / "plans.json", content["init_args"]["plans"])
+            write_json(model / "plans.json", own)
         with written_whole(model / fold.name / checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
         for name in EXTRAS:
             _copy_if_there(fold / name, model / fold.name / name)
+    return starts
+
+
+def _check_one_start(starts: dict[str, str | None], source: Path) -> None:
+    if len(set(starts.values())) > 1:
+        told = ", ".join(f"{fold}: {str(sha256)[:12]}" for fold, sha256 in starts.items())
+        raise HSSLError(
+            f"The folds of {source} began with different weights ({told}), because the target was seeded again in "
+            "between. Name those that belong together with `-f`, or train the others again."
+        )
 
 
 def _deliver(model: Path, result: Path, packed: Path | None) -> None:

@@ -75,6 +75,7 @@ class _Source:
     trainer: str
     epochs: int
     citation: str = ""
+    masks: int = 0  # further channels of the stem, in which a cascade's second stage reads the first one's segmentation
 
 
 def import_checkpoint(path: str | Path, output: str | Path) -> Imported:
@@ -82,7 +83,7 @@ def import_checkpoint(path: str | Path, output: str | Path) -> Imported:
 
     The checkpoint is one of nnU-Net's (`checkpoint_final.pth` of any trainer whose network is the plan's), or one of
     nnssl's that holds its `nnssl_adaptation_plan`, as the published ones of OpenMind do. The encoder must be complete;
-    a decoder is taken if it is there. A stem keeps its channels: it is adapted to each target.
+    a decoder is taken if it is there. A stem keeps the channels of its images: it is adapted to each target.
 
     Args:
         path: the checkpoint; nothing in it is executed.
@@ -100,7 +101,7 @@ def import_checkpoint(path: str | Path, output: str | Path) -> Imported:
     _refuse_weights(path)
     content = load_checkpoint(path)
     source, topology = _read(content, path)
-    tensors, imported = _by_role(content["network_weights"], topology, source.channels, path)
+    tensors, imported = _by_role(content["network_weights"], topology, source, path)
     metadata = WeightsMetadata(
         family=topology.family,
         dim=topology.dim,
@@ -186,11 +187,14 @@ def _of_nnunet(content: Mapping[str, Any]) -> _Source:
         patch_size=tuple(map(int, configuration.patch_size)),
         architecture=configuration.configuration["architecture"],
     )
-    stem = len(channels)
-    if configuration.previous_stage_name is not None:  # a cascade's second stage reads the first one's segmentation too
-        stem += len(PlansManager(plans).get_label_manager(dataset).foreground_labels)
-    epochs = int(content.get("current_epoch", 0))
-    return _Source(domain=domain, channels=stem, trainer=content["trainer_name"], epochs=epochs)
+    labels = PlansManager(plans).get_label_manager(dataset).foreground_labels
+    return _Source(
+        domain=domain,
+        channels=len(channels),
+        trainer=content["trainer_name"],
+        epochs=int(content.get("current_epoch", 0)),
+        masks=0 if configuration.previous_stage_name is None else len(labels),
+    )
 
 
 def _of_nnssl(content: Mapping[str, Any]) -> _Source:
@@ -233,12 +237,12 @@ def _architecture(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_role(
-    weights: Mapping[str, Tensor], topology: Topology, channels: int, path: Path
+    weights: Mapping[str, Tensor], topology: Topology, source: _Source, path: Path
 ) -> tuple[dict[str, Tensor], Imported]:
-    """The checkpoint's tensors by role; kernels with three axes."""
+    """The checkpoint's tensors by role; kernels with three axes, the stem's of images alone."""
     tensors: dict[str, Tensor] = {}
-    taken, absent, known = [], [], set[str]()
-    for names, parameter in _parameters(topology.build(channels, device="meta")):
+    taken, absent, known = list[str](), list[str](), set[str]()
+    for names, parameter in _parameters(topology.build(source.channels + source.masks, device="meta")):
         role = role_of(names[0], topology.n_stages)
         tensor = next((weights[name] for name in names if name in weights), None)
         if is_segmentation(role):
@@ -252,6 +256,8 @@ def _by_role(
                 f"{tuple(parameter.shape)}. Only networks as the plan has them can be imported."
             )
         else:
+            if not taken and tensor.ndim > 1:  # the stem's kernel comes first
+                tensor = tensor[:, : source.channels]
             taken.append(names[0])
             tensors[role] = tensor.unsqueeze(2) if tensor.ndim == 4 else tensor
     if lacking := [name for name in absent if name.startswith("encoder.")]:

@@ -31,6 +31,7 @@ SHARED, HEADS = "shared.", "heads."
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive, as torch.save writes it, and a bare pickle
 WEIGHTS_FILE = "hssl.safetensors"  # as `hssl pretrain` names it
 REMEDY = "Give the `hssl.safetensors` that `hssl pretrain` wrote, or what `hssl import` made of another checkpoint."
+UPDATE = "Update it: run `git pull && pip install -e .` in its checkout."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,8 +201,5 @@ def _metadata(file: Any, path: str | Path) -> WeightsMetadata:
         raise HSSLError(f"The `{HEADER_KEY}` header of {path} is not valid JSON: {error}. {REMEDY}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise HSSLError(
-            f"{path} has format version {version}, this hssl_nnunet reads up to {FORMAT_VERSION}. "
-            "Update it: run `git pull && pip install -e .` in its checkout."
-        )
-    return parse(WeightsMetadata, content, path)
+        raise HSSLError(f"{path} has format version {version}, this hssl_nnunet reads up to {FORMAT_VERSION}. {UPDATE}")
+    return parse(WeightsMetadata, content, path, f"A newer hssl_nnunet may have written it. {UPDATE}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -177,7 +178,10 @@ def test_the_block_is_the_one_that_each_fold_was_trained_with(model: Path, tmp_p
     later = seeded_plans()
     later["hssl"] |= {"weights": "/elsewhere/later.safetensors", "weights_sha256": "2" * 64}
     (model / "plans.json").write_text(json.dumps(later))  # seeded again, and another fold begun
-    folder = export(tmp_path / "out")
+    with pytest.raises(HSSLError, match="fold_0: 000000000000, fold_1: 111111111111.*`-f`"):
+        export(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    folder = export(tmp_path / "out", folds=(0, 1))
     hashes = [
         torch.load(folder / f"fold_{fold}" / "checkpoint_final.pth", weights_only=True)["init_args"]["plans"]["hssl"]
         for fold in range(2)
@@ -187,6 +191,15 @@ def test_the_block_is_the_one_that_each_fold_was_trained_with(model: Path, tmp_p
         ("hssl.safetensors", "1" * 64),
     ]
     assert json.loads((folder / "plans.json").read_text())["hssl"] == hashes[0]
+
+
+def test_the_control_is_exported_beside_the_model(model: Path, tmp_path: Path) -> None:
+    control = "nnUNetTrainerHSSLScratch"
+    shutil.copytree(model, model.with_name(f"{control}__{PLANS}__3d_fullres"))
+    first, second = export(tmp_path), export(tmp_path, trainer=control)
+    assert second.parent == first.parent and second.name == f"nnUNetTrainer__{PLANS}_Scratch__3d_fullres"
+    assert json.loads((second / "plans.json").read_text())["plans_name"] == f"{PLANS}_Scratch"
+    assert f" -p {PLANS}_Scratch " in prediction_commands(second)[-1]
 
 
 @pytest.mark.parametrize("output", ["out", "model.ZIP", "my model.zip"])

@@ -109,7 +109,7 @@ def test_a_stem_of_other_channels_answers_alike_to_one_image_in_all_of_them(
         torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_the_second_stage_of_a_cascade_reads_the_labels_too(preprocessed: Path, tmp_path: Path) -> None:
+def test_of_the_second_stage_of_a_cascade_the_kernels_of_images_are_taken(preprocessed: Path, tmp_path: Path) -> None:
     configuration = "3d_cascade_fullres"
     stage, labels = tiny.plans(tiny.PLAIN), 2
     plans = {**stage, "configurations": {**stage["configurations"]}}
@@ -119,7 +119,9 @@ def test_the_second_stage_of_a_cascade_reads_the_labels_too(preprocessed: Path, 
     torch.save(content, tmp_path / "c.pth")
     import_checkpoint(tmp_path / "c.pth", tmp_path / "w.safetensors")
     stem = load_weights(tmp_path / "w.safetensors")[0]["encoder.0.0.convs.0.conv.weight"]
-    torch.testing.assert_close(stem, dict(source.named_parameters())["encoder.stages.0.0.convs.0.conv.weight"])
+    whole = dict(source.named_parameters())["encoder.stages.0.0.convs.0.conv.weight"]
+    assert whole.shape[1] == tiny.CHANNELS + labels
+    torch.testing.assert_close(stem, whole[:, : tiny.CHANNELS])
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -167,7 +167,7 @@ def broken_header(path: Path) -> None:
         (missing, "does not exist.*hssl pretrain"),
         (foreign, "without an `hssl` header.*hssl pretrain"),
         (newer, "format version 2.*`git pull && pip install -e .`"),
-        (unknown_key, "(?s)not a valid WeightsMetadata.*news"),
+        (unknown_key, "(?s)not a valid WeightsMetadata.*news.*newer hssl_nnunet.*`git pull && pip install -e .`"),
         (broken_header, "not valid JSON.*hssl pretrain"),
     ],
 )
