@@ -82,7 +82,8 @@ def discriminants(moments: ClassMoments) -> tuple[Tensor, Tensor]:
 
     The logit of class k at x is (m_k - m)' S^-1 (x - m) - (m_k - m)' S^-1 (m_k - m) / 2 with class means m_k, their
     mean m and the covariance S: up to a term that all classes share, minus half the squared Mahalanobis distance of x
-    and m_k. Hence each class wins at its own mean. A class without a voxel gets the logit 0, as if its mean were m.
+    and m_k. Hence each class wins at its own mean. A class without a voxel has a constant logit, that which the class
+    farthest from m has at m: less than the others' mean anywhere, so that it never wins.
 
     Returns:
         Weights `(K, F)` and biases `(K,)`, float64.
@@ -91,7 +92,9 @@ def discriminants(moments: ClassMoments) -> tuple[Tensor, Tensor]:
     centre = means[moments.present].mean(0)
     offsets = torch.where(present, means - centre, 0.0)
     weights = torch.linalg.solve(moments.covariance(), offsets.T).T
-    return weights, -(weights * (centre + offsets / 2)).sum(1)
+    distances = (weights * offsets).sum(1)  # squared, of Mahalanobis
+    biases = -(weights * centre).sum(1) - distances / 2
+    return weights, torch.where(moments.present, biases, -distances.max() / 2)
 
 
 def region_discriminants(moments: ClassMoments) -> tuple[Tensor, Tensor]:

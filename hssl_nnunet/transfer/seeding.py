@@ -29,7 +29,10 @@ from hssl_nnunet.transfer.nnssl_format import nnssl_checkpoint
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.selection import Transfer, selected_state
 from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights
+from hssl_nnunet.typed_json import differences
 from hssl_nnunet.typed_json import to_json as plan_to_json
+
+MOST_NAMED = 5  # differences that a note names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +123,7 @@ def seed_target(
 
     The seeded plans differ from the target's own only in `plans_name` and the `hssl` block, hence use the same
     preprocessed images. A seeded plans file that is there is replaced; its `finetuning` values, which somebody may have
-    edited, stay, and a note of each report names those that are not the preset's.
+    edited, stay. Notes of each report name those that are not the preset's, and what of the file does not stay.
 
     Args:
         dataset: dataset name or id of the target.
@@ -148,7 +151,7 @@ def seed_target(
     for name, (_, topology) in networks.items():
         _check_family(metadata, topology, target, name, weights)
     finetuning, kept = _finetuning(target, finetuning_overrides)
-    notes = (*leakage_notes(metadata, target.dataset, target.folder), *kept)
+    notes = (*leakage_notes(metadata, target.dataset, target.folder), *kept, *_replaced(target, Path(weights)))
     domains = [Topology.from_architecture(d.architecture) for d in metadata.domains]
     reports = {
         name: TransferReport(
@@ -277,6 +280,25 @@ def _finetuning(target: _Target, overrides: Mapping[str, Any] | None) -> tuple[F
     ours, theirs = plan_to_json(kept), plan_to_json(finetuning_plan(preset))
     differing = [f"{k} {json.dumps(ours[k])} (preset: {json.dumps(v)})" for k, v in theirs.items() if ours[k] != v]
     return kept, [f"kept the values of {path} that are not the preset's: {', '.join(differing)}."] if differing else []
+
+
+def _replaced(target: _Target, weights: Path) -> list[str]:
+    """What of the seeded plans that are there does not stay: other weights, and edits outside of `finetuning`."""
+    path, notes = target.seeded_file, list[str]()
+    if not path.is_file():
+        return notes
+    there = read_plans(path)
+    was = (there.get("hssl") or {}).get("weights_sha256")
+    if was not in (None, file_sha256(weights)):
+        notes.append(
+            f"{path} named weights of sha256 {str(was)[:12]}... before: folds that were trained with those are another "
+            "model than folds to come."
+        )
+    seeded, own = ({k: v for k, v in p.items() if k not in ("plans_name", "hssl")} for p in (there, target.plans))
+    if lost := differences("plans", seeded, own):
+        more = f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+        notes.append(f"the target's own plans replace what {path} had: {'; '.join(lost[:MOST_NAMED])}{more}.")
+    return notes
 
 
 def _write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -65,10 +65,14 @@ def test_every_class_wins_at_its_own_mean_however_small() -> None:
         assert (moments.means() @ weights.T + biases).argmax(1).tolist() == [0, 1, 2]
 
 
-def test_a_class_without_a_voxel_gets_the_logit_zero_and_leaves_the_others_alone() -> None:
+def test_a_class_without_a_voxel_wins_nowhere_and_leaves_the_others_alone() -> None:
     features, labels = vectors()
-    weights, biases = discriminants(moments_of(features, class_members(labels, 4)))
-    assert not weights[3].any() and biases[3] == 0
+    moments = moments_of(features, class_members(labels, 4))
+    weights, biases = discriminants(moments)
+    at_the_mean = moments.means()[:3].mean(0) @ weights[:3].T + biases[:3]
+    torch.testing.assert_close(biases[3], at_the_mean.min())
+    anywhere = 20 * torch.randn(10_000, FEATURES, dtype=torch.float64) + moments.means()[:3].mean(0)
+    assert not weights[3].any() and not (anywhere @ weights.T + biases).argmax(1).eq(3).any()
     three = discriminants(moments_of(features, class_members(labels, 3)))
     torch.testing.assert_close(weights[:3], three[0])
     torch.testing.assert_close(biases[:3], three[1])

@@ -155,6 +155,19 @@ def test_seeding_again_keeps_edited_values_and_names_them(target: Path, weights:
     assert (finetuning.num_epochs, finetuning.schedule) == (7, "warmup")
 
 
+def test_what_seeding_again_does_not_keep_is_named(target: Path, weights: Path, tmp_path: Path) -> None:
+    path = target / "nnUNetCPUPlans_HSSL.json"
+    notes = seed_target(4, weights, "nnUNetCPUPlans")["3d_fullres"].notes
+    assert seed_target(4, weights, "nnUNetCPUPlans")["3d_fullres"].notes == notes  # all of it stays
+    content = json.loads(path.read_text())
+    content["configurations"]["3d_fullres"]["batch_size"] = 77
+    path.write_text(json.dumps(content))
+    other = tiny.write_weights(tmp_path / "other.safetensors", images=(tiny.seen("b"),))
+    *_, first, second = seed_target(4, other, "nnUNetCPUPlans")["3d_fullres"].notes
+    assert content["hssl"]["weights_sha256"][:12] in first and "another model" in first
+    assert "plans.configurations.3d_fullres.batch_size was 77, is 2." in second
+
+
 def test_seeded_plans_that_are_wrong_are_not_replaced(target: Path, weights: Path) -> None:
     path = target / "nnUNetCPUPlans_HSSL.json"
     seed_target(4, weights, "nnUNetCPUPlans")
