@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ PROBES = (
     "effective_rank",
     "domain_accuracy",
     "domain_floor",
+    "domain_noise",
     "group_accuracy",
     "group_floor",
     "image_accuracy",
@@ -43,11 +45,14 @@ class Probed:
         rows: the images.
         embeddings: `(N, D)` pooled features `h` of one whole crop each.
         floor: `(N, F)` intensity histogram and field of view, which need no learning.
+        noise: `(N, D)` the same of white noise in each image's place: what a domain's plan stamps on whatever it is
+            shown.
     """
 
     rows: list[ImageRow]
     embeddings: NDArray[np.float32]
     floor: NDArray[np.float32]
+    noise: NDArray[np.float32]
 
 
 class Monitor:
@@ -70,8 +75,9 @@ class Monitor:
 
         Returns:
             The values of `PROBES`: effective rank of the held-out embeddings, balanced accuracy of domain and finest
-            group, and the accuracy that the floor's features reach; how many training images are found again by another
-            view among those of their domain, and by chance; nan where there are too few images.
+            group, and the accuracy that the floor's features reach, for the domain also embeddings of noise; how many
+            training images are found again by another view among those of their domain, and by chance; nan where there
+            are too few images.
         """
         model.eval()
         fit, score = self._features(model, training), self._features(model, held_out or training)
@@ -85,6 +91,8 @@ class Monitor:
                 fit.embeddings, labels[0], score.embeddings, labels[1]
             )
             values[f"{name}_floor"] = probes.linear_probe_accuracy(fit.floor, labels[0], score.floor, labels[1])
+            if name == "domain":
+                values["domain_noise"] = probes.linear_probe_accuracy(fit.noise, labels[0], score.noise, labels[1])
         return values | self.found_again(model, fit.rows)
 
     def _group(self, row: ImageRow) -> str:
@@ -127,15 +135,18 @@ class Monitor:
         chosen = few_of_each_domain(rows)
         plan, device = self.corpus.pretraining, next(model.parameters()).device
         still = replace(plan.views, rotation_degree=0.0, scale=0.0, mirror=False, intensity=0.0)
-        embeddings, floors = [], []
+        embeddings, floors, noises = list[Any](), list[Any](), list[Any]()
+        generator = torch.Generator().manual_seed(len(rows))  # others for held-out images
         for index, row in enumerate(chosen):
             raw = self._one(row, chosen, index, still)
             views = make_views(raw, self.geometries[row.domain], still, num_views=1)
             image, valid = formatted(views.clean[0], device), views.valid[0].to(device)
+            noise = formatted(torch.randn(image.shape, generator=generator), device)
             with autocast(plan.precision, device):
-                embeddings.append(model.embed(row.domain, image, valid)[0].float().cpu().numpy())
+                for shown, found in ((image, embeddings), (noise, noises)):
+                    found.append(model.embed(row.domain, shown, valid)[0].float().cpu().numpy())
             floors.append(probes.floor_features(views.clean[0, 0], row.spacing_mm, _field_of_view_mm(row)))
-        return Probed(chosen, np.stack(embeddings), np.stack(floors))
+        return Probed(chosen, np.stack(embeddings), np.stack(floors), np.stack(noises))
 
     def _one(self, row: ImageRow, rows: Sequence[ImageRow], index: int, views: ViewPlan) -> RawChunk:
         return read_chunk(ChunkPlan(row.domain, (index,), index), rows, self.geometries[row.domain], views, self.root)

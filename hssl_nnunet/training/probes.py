@@ -100,7 +100,8 @@ def floor_features(
 ) -> Floats:
     """What tells a domain without any look at anatomy: intensity histogram, voxel size and field of view.
 
-    The probe on these features is the floor under the probe on the embeddings: only what lies above it was learned.
+    The probe on these features is a floor under the probe on the embeddings, another is that on embeddings of noise:
+    only what lies above both was learned from the images.
 
     Args:
         image: (1, X, Y[, Z]), normalised as nnU-Net does; not-finite voxels do not count.

@@ -159,7 +159,7 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         (f"single_domain, {target}", "–", "–", "2.0 h", "–", "–"),
     ]
     assert content.facts.pretraining["hssl"].learned == {"val_image": 1.5307, "domain_accuracy": 0.75}
-    assert learned(content) == [("hssl", "1.53", "–", "–", "–", "–", "0.75", "–", "–", "–", "–")]
+    assert learned(content) == [("hssl", "1.53", "–", "–", "–", "–", "0.75", "–", "–", "–", "–", "–")]
     assert content.facts.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
     assert [p.title for p in embeddings(content)] == ["hssl"]
     looked_at = {a.arm: (a.dataset, a.refused, a.told) for a in audits(content)}

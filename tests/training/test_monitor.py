@@ -44,6 +44,25 @@ def test_a_probe_scores_held_out_images_beside_its_floor(trainer: HSSLPretrainer
     assert points.shape == (3, 2) and names == list(tiny_corpus.NAMES) and groups == ["brain", "heart", "chest"]
 
 
+def test_the_probe_on_noise_tells_what_the_plan_alone_gives_away(
+    trainer: HSSLPretrainer, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blind(domain: int, images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(1, 2, 3, 4))[:, None].expand(-1, 4)
+
+    def stamped(domain: int, images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return blind(domain, images, valid) + domain
+
+    training, held_out = (
+        [r for r in trainer.rows if r.case != "case_0"],
+        [r for r in trainer.rows if r.case == "case_0"],
+    )
+    monkeypatch.setattr(trainer.model, "embed", stamped)
+    assert trainer.monitor.probe(trainer.model, training, held_out)["domain_noise"] == 1
+    monkeypatch.setattr(trainer.model, "embed", blind)
+    assert trainer.monitor.probe(trainer.model, training, held_out)["domain_noise"] < 0.7
+
+
 def test_groups_are_those_of_the_plans_which_may_be_edited_after_the_manifest(
     trainer: HSSLPretrainer, drawn: dict[str, Any]
 ) -> None:

@@ -20,6 +20,7 @@ LEARNED = {
     "places": "val_voxel",
     "domain told": "domain_accuracy",
     "by intensity and size alone": "domain_floor",
+    "by the plan alone, on noise": "domain_noise",
     "effective rank": "effective_rank",
     "image found again": "image_accuracy",
     "by chance": "image_floor",
