@@ -29,7 +29,7 @@ class LossPlan:
         reconstruction: weight of the decoder's mean squared error.
         voxel: weight of the contrast between places that both views of an image show, on the decoder's features. In the
             first view a place may be hidden, and is then told by what surrounds it.
-        voxel_points: places of each image.
+        voxel_points: places of each image; fewer where the views share little (`overlap` under 0.5).
         voxel_tau: temperature of that contrast.
         tau: temperature of every other contrastive term.
         pooling: statistics of a feature map that describe its image; `mean` is the ablation.
@@ -91,7 +91,8 @@ class ViewPlan:
     Attributes:
         crop_fraction: edge of a crop as a share of the domain's patch, rounded to the domain's strides.
         overlap: least overlap of the two views, as a share of a crop's edge.
-        rotation_degree: largest rotation; out of plane only where the crop is not anisotropic (ratio < 3, as nnU-Net).
+        rotation_degree: largest rotation; out of the plane only along axes whose spacing is under three times the
+            finest, and whose edge of a crop is at least a third of the longest in mm.
         scale: largest change of size, 0.2 = a factor between 1/1.2 and 1.2.
         mirror: whether axes are mirrored at random.
         intensity: probability of each intensity transform (noise, blur, brightness, contrast, low resolution, gamma).

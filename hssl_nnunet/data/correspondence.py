@@ -20,7 +20,8 @@ def corresponding_points(views: Views, count: int, generator: torch.Generator) -
 
     Args:
         views: the two views, as `make_views` drew them.
-        count: points of each image, K; where the views share too little, the last ones do not count.
+        count: points of each image, K; where the views share too little, the last ones do not count: eight candidates
+            a point suffice where the views share an eighth of a crop, as at an overlap of half its edges or more.
         generator: on the CPU, so that every device draws the same points.
     """
     size = views.valid.shape[3:]

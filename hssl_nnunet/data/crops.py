@@ -26,6 +26,7 @@ from hssl_nnunet.plan_schema import DomainPlan
 from hssl_nnunet.plan_values import ViewPlan
 
 TRIES = 4  # boxes drawn until one is not empty
+SHORT_RATIO = 3  # longest edge of a crop over the shortest along which views are still rotated and scaled
 EMPTY_STD = 0.05  # of intensities normalised by the plan; below it a crop shows background alone
 
 
@@ -78,12 +79,20 @@ class DomainGeometry:
 
     @property
     def fine_axes(self) -> tuple[int, ...]:
-        """Axes along which views may be interpolated: all but those at least three times coarser than the finest.
+        """Axes along which views may be interpolated, all but the coarse and the short ones.
 
-        The threshold is nnU-Net's for a separate treatment of the coarse axis.
+        Coarse is a spacing at least three times the finest, nnU-Net's threshold for a separate treatment of an axis.
+        Short is an edge of a crop, in mm, under a third of the longest of the others, or of one voxel: a slab that is
+        rotated out of its plane would leave the box that is read for it.
         """
         limit = ANISO_THRESHOLD * min(self.spacing)
-        return tuple(axis for axis, s in enumerate(self.spacing) if s < limit)
+        edges_mm = {
+            axis: n * s for axis, (n, s) in enumerate(zip(self.crop_size, self.spacing, strict=True)) if s < limit
+        }
+        longest = max(edges_mm.values())
+        return tuple(
+            axis for axis, edge in edges_mm.items() if self.crop_size[axis] > 1 and edge * SHORT_RATIO >= longest
+        )
 
     def largest_offset(self, plan: ViewPlan) -> tuple[int, ...]:
         """Largest distance of a view's centre from the box's, in whole voxels.

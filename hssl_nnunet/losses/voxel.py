@@ -56,9 +56,10 @@ def voxel_contrast(voxels: VoxelEmbeddings, tau: float) -> Tensor:
 
     Returns:
         Scalar >= 0, at least float32: mean over the images; its mean over processes is the value over all images.
-        Images without a place are left out; 0, with a graph, when there is no other.
+        Images of fewer than two places, where nothing is to be told apart, are left out; 0, with a graph, when there is
+        no other.
     """
-    kept = voxels.kept
+    kept = voxels.kept & (voxels.kept.sum(1, keepdim=True) > 1)
     first, second = voxels.z.to(torch.promote_types(voxels.z.dtype, torch.float32))
     with torch.autocast(first.device.type, enabled=False):  # exp(1 / tau) magnifies the error of bfloat16
         similarity = first @ second.mT / tau  # (N, K, K)

@@ -86,12 +86,12 @@ class PyramidDecoder(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, skips: Sequence[Tensor], num_output: int) -> tuple[list[Tensor], Tensor]:
+    def forward(self, skips: Sequence[Tensor], num_output: int) -> tuple[list[Tensor], Tensor | None]:
         """Decode.
 
         Args:
             skips: the encoder's features, level 0 first.
-            num_output: images of the batch, the first ones, whose output is wanted.
+            num_output: images of the batch, the first ones, whose output is wanted; 0 = none.
 
         Returns:
             The features, level 0 first, and the output of level 0.
@@ -100,7 +100,8 @@ class PyramidDecoder(nn.Module):
         levels = [skips[-1]]
         for up, stage, skip in zip(ups, stages, reversed(skips[:-1]), strict=True):  # type: ignore[call-overload]
             levels.append(stage(torch.cat([up(levels[-1]), skip], dim=1)))
-        return levels[:0:-1], outputs[-1](levels[-1][:num_output])  # type: ignore[index]
+        output = outputs[-1](levels[-1][:num_output]) if num_output else None  # type: ignore[index]
+        return levels[:0:-1], output
 
 
 class DomainNetwork:
@@ -111,28 +112,37 @@ class DomainNetwork:
     shells if it tied them by name as well, hence `tie_weights=False`.
     """
 
-    def __init__(self, topology: Topology, shapes: Mapping[str, Sequence[int]], *, decoded_views: int, compiled: bool):
+    def __init__(
+        self,
+        topology: Topology,
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        decoded_views: int,
+        reconstructs: bool,
+        compiled: bool,
+    ):
         """Build the empty network.
 
         Args:
             topology: that of the domain's plan.
             shapes: shapes of the shared weights.
             decoded_views: how many of the views are decoded, the first ones.
+            reconstructs: whether the first of them is reconstructed.
             compiled: whether it is compiled.
         """
         self.skeleton = topology.build(device="meta")
         self.encoder = self.skeleton.get_submodule("encoder")
         self.decoder = PyramidDecoder(self.skeleton.get_submodule("decoder"))
-        entries = plan_projection(shapes, self.skeleton, topology, segmentation=True)
+        entries = plan_projection(shapes, self.skeleton, topology, segmentation=reconstructs)
         self.entries = [e for e in entries if decoded_views or e.part == "encoder"]
-        self.decoded_views = decoded_views
+        self.decoded_views, self.reconstructs = decoded_views, reconstructs
         # dynamic=False: dynamo would take the next domain's shapes for this one's, and make them variables
         self.call = torch.compile(self.run, dynamic=False) if compiled else self.run
 
     def run(
         self, parameters: dict[str, Tensor], views: Tensor, num_images: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Encode every view, decode the first `decoded_views` of them, reconstruct view 0.
+        """Encode every view, decode the first `decoded_views` of them, reconstruct view 0 where that is asked for.
 
         Args:
             parameters: parameter name -> tensor, from `project`.
@@ -140,15 +150,16 @@ class DomainNetwork:
             num_images: B.
 
         Returns:
-            The encoder's features and the decoder's, level 0 first, and view 0's reconstruction `(B, 1, X, Y[, Z])`; of
-            the decoder nothing where no view is decoded.
+            The encoder's features and the decoder's, level 0 first, and view 0's reconstruction `(B, 1, X, Y[, Z])`;
+            nothing of what is not asked for.
         """
         skips = self.encode(parameters, views)
         if not self.decoded_views:
             return skips, [], None
         first = [features[: self.decoded_views * num_images] for features in skips]
         own = {name: p for name, p in parameters.items() if name.startswith("decoder.")}
-        levels, output = functional_call(self.decoder, own, (first, num_images), tie_weights=False)
+        asked = num_images if self.reconstructs else 0
+        levels, output = functional_call(self.decoder, own, (first, asked), tie_weights=False)
         return skips, levels, output
 
     def encode(self, parameters: dict[str, Tensor], images: Tensor) -> list[Tensor]:
@@ -178,7 +189,11 @@ class HSSLNetwork(nn.Module):
         shapes, decoded_views = self.shared.shapes(), loss.decoded_views
         if compiled:
             _allow_graphs(GRAPHS_PER_DOMAIN * len(topologies))
-        self.domains = [DomainNetwork(t, shapes, decoded_views=decoded_views, compiled=compiled) for t in topologies]
+        reconstructs = loss.reconstruction > 0
+        self.domains = [
+            DomainNetwork(t, shapes, decoded_views=decoded_views, reconstructs=reconstructs, compiled=compiled)
+            for t in topologies
+        ]
         features = max((t.features for t in topologies), key=len)
         width = plan.embedding_width
         self.embedding = Embedding(features, width, loss.pooling) if loss.embeds else None
@@ -188,7 +203,6 @@ class HSSLNetwork(nn.Module):
         self.projector = Projector(width, plan.projection_width) if loss.contrasts else None
         queued = loss.queue_per_domain if loss.image > 0 else 0
         self.queue = NegativeQueue(len(topologies), queued, plan.projection_width) if queued else None
-        self.reconstructs = loss.reconstruction > 0
         self.voxel_embedding = VoxelEmbedding(features, width, plan.projection_width) if loss.voxel > 0 else None
         self.task_head = nn.Linear(width, len(topologies)) if _classifies(loss.task, loss.task_loss) else None
         levels = (
@@ -225,7 +239,7 @@ class HSSLNetwork(nn.Module):
     def _images(self, parameters: dict[str, Tensor], chunk: Chunk) -> ChunkOutput:
         count = chunk.views.shape[1]
         skips, levels, output = self.domains[chunk.domain].call(parameters, chunk.views.flatten(0, 1), count)
-        return self._described(chunk, skips, levels, output if self.reconstructs else None)
+        return self._described(chunk, skips, levels, output)
 
     def _described(
         self, chunk: Chunk, skips: Sequence[Tensor], levels: Sequence[Tensor], prediction: Tensor | None
@@ -256,7 +270,7 @@ class HSSLNetwork(nn.Module):
 
     def trained(self) -> dict[str, Tensor]:
         """Role -> shared tensor of what the loss trains: no decoder where none of its terms decodes."""
-        run = {entry.role for domain in self.domains for entry in domain.entries}
+        run = {e.role for domain in self.domains for e in domain.entries if e.status != "fresh"}
         return {role: tensor for role, tensor in self.shared.tensors().items() if role in run}
 
     @torch.no_grad()

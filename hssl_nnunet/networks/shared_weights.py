@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ class SharedWeights(nn.Module):
         super().__init__()
         self.family = _one_family(topologies)
         self._roles = _union_of_shapes(topologies)
-        self.parameters_by_role = nn.ParameterDict({_key(r): _initialised(r, s) for r, s in self._roles.items()})
+        ends = {role for role in self._roles if _ends_block(role, self._roles)}
+        self.parameters_by_role = nn.ParameterDict({_key(r): _initialised(r, s, ends) for r, s in self._roles.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Role -> parameter."""
@@ -79,9 +80,14 @@ def _as_stored(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if len(shape) != 4 else (*shape[:2], 1, *shape[2:])
 
 
-def _initialised(role: str, shape: tuple[int, ...]) -> nn.Parameter:
+def _ends_block(role: str, roles: Collection[str]) -> bool:
+    """Whether a role is of the last norm of a residual block, which has two convolutions, or three as a bottleneck."""
+    return ".conv3.norm." in role or (".conv2.norm." in role and role.replace(".conv2.", ".conv3.") not in roles)
+
+
+def _initialised(role: str, shape: tuple[int, ...], ends: Collection[str]) -> nn.Parameter:
     """nnU-Net's start: He normal kernels, zero biases, unit norms; zero for a residual block's last norm."""
     if len(shape) > 1:
         return nn.Parameter(nn.init.kaiming_normal_(torch.empty(shape), a=LEAKY_SLOPE))
-    ends_block = ".conv2.norm." in role  # a residual block starts as the identity
-    return nn.Parameter(torch.ones(shape) if role.endswith("norm.weight") and not ends_block else torch.zeros(shape))
+    one = role.endswith("norm.weight") and role not in ends  # a residual block starts as the identity
+    return nn.Parameter(torch.ones(shape) if one else torch.zeros(shape))

@@ -83,6 +83,15 @@ def test_no_voxel_counts_twice(still):
             assert len(there) == len(there.unique(dim=0)) == 16
 
 
+def test_no_voxel_counts_twice_in_the_view_that_shows_it_smaller(still):
+    views = position_views(DomainGeometry((8, 8), (1.0, 1.0)), still, 0)
+    factor = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)  # several voxels of view 0 lie in one of view 1
+    points = draw(dataclasses.replace(views, matrix=views.matrix * factor), count=200)
+    for image in range(3):
+        counts = [len(points.voxels[view, image][points.kept[image]].unique(dim=0)) for view in range(2)]
+        assert counts == [int(points.kept[image].sum())] * 2 and 0 < counts[1] <= 16  # of 64 voxels
+
+
 def test_the_seed_decides(lively):
     views = position_views(GEOMETRIES[1], lively, 1)
     assert torch.equal(draw(views).voxels, draw(views).voxels)

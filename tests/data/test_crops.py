@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from boxes import mask_of
+from boxes import bounds_of, mask_of
 
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk, crop_size, read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan
+from hssl_nnunet.data.views import make_views
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.plan_schema import DomainPlan
 
@@ -66,6 +67,25 @@ def test_a_patch_with_a_bottleneck_of_one_voxel_is_refused():
 )
 def test_axes_three_times_coarser_are_not_fine(spacing, fine):
     assert DomainGeometry((8,) * len(spacing), spacing).fine_axes == fine
+
+
+@pytest.mark.parametrize(
+    ("crop", "spacing", "fine"),
+    [
+        ((8, 64, 64), (1.0, 1.0, 1.0), (1, 2)),
+        ((1, 16, 16), (1.0, 1.0, 1.0), (1, 2)),
+        ((22, 64, 64), (1.0, 1.0, 1.0), (0, 1, 2)),
+        ((12, 64, 48), (2.0, 0.9, 0.9), (0, 1, 2)),
+        ((1, 1, 1), (1.0, 1.0, 1.0), ()),
+    ],
+)
+def test_axes_along_which_a_crop_is_a_slab_are_not_fine(crop, spacing, fine, lively):
+    geometry = DomainGeometry(crop, spacing)
+    assert geometry.fine_axes == fine
+    box = [n + 2 * m for n, m in zip(crop, geometry.margin(lively), strict=True)]
+    source = torch.zeros(16, 1, *box)
+    views = make_views(RawChunk(0, tuple(range(16)), 0, source, bounds_of(torch.ones_like(source))), geometry, lively)
+    assert views.valid.float().mean() > 0.97  # of an image that goes on beyond the box nothing is padding
 
 
 def test_margin_is_nothing_for_views_that_stay_and_at_most_half_a_crop(still, lively):
@@ -155,8 +175,8 @@ def test_padding_repeats_the_edge_and_is_invalid(write_image, tmp_path, lively):
 
 
 def test_crops_of_background_alone_are_drawn_again(write_image, tmp_path, still):
-    image = np.zeros((1, 64, 8, 8), dtype=np.float32)
-    image[:, 32:] = np.random.default_rng(0).normal(size=(1, 32, 8, 8))
+    image = np.random.default_rng(0).normal(size=(1, 64, 8, 8)).astype(np.float32)
+    image[:, :32] *= 0.02  # the noise of a scanner in the air
     row = write_image("case", image)
     chunks = [read_chunk(ChunkPlan(0, (0,), seed), [row], CUBE, still, tmp_path) for seed in range(200)]
     empty = np.mean([chunk.source.std().item() < 0.05 for chunk in chunks])

@@ -106,6 +106,21 @@ def test_embedding_ignores_padding_at_every_level() -> None:
     assert not torch.allclose(h[0], embed(embedding, spoiled, valid)[0])
 
 
+def test_a_coarse_voxel_is_padding_when_most_of_it_is() -> None:
+    torch.manual_seed(0)
+    embedding = Embedding((4, 8), 12, "mean_max_std")
+    features = [torch.zeros(1, 4, 4, 4, 4), torch.randn(1, 8, 1, 4, 4)]  # a coarse voxel covers four along one axis
+    valid = torch.ones(1, 1, 4, 4, 4, dtype=torch.bool)
+
+    def changes(voxels: int) -> bool:
+        """Whether the first coarse voxel has a say when so many of those it covers are valid."""
+        part, spoiled = valid.clone(), features[1].clone()
+        part[..., voxels:, 0, 0], spoiled[..., 0, 0, 0] = False, 50.0
+        return not torch.allclose(embed(embedding, features, part), embed(embedding, [features[0], spoiled], part))
+
+    assert [changes(voxels) for voxels in (1, 2, 3)] == [False, True, True]
+
+
 def test_embedding_computes_in_float32_under_any_autocast() -> None:
     torch.manual_seed(0)
     embedding = Embedding((4, 8, 16), 12, "mean_max_std")

@@ -152,6 +152,44 @@ def test_a_domains_network_is_one_graph_for_the_compiler(loss: dict[str, float])
         torch.testing.assert_close(found.voxels.z, expected.voxels.z)
 
 
+def test_padding_and_places_that_do_not_count_have_no_say() -> None:
+    model, whole = network(voxel=1, reconstruction=0), chunk(0)
+    valid, kept = whole.valid.clone(), whole.points.kept.clone()
+    valid[1, 0, :, valid.shape[3] // 2 :], kept[0, 3:] = False, False
+    part = replace(whole, valid=valid, points=Points(whole.points.voxels, kept))
+    labels = Labels(torch.arange(2), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64))
+    pooled = []
+
+    def changed(skips: list[torch.Tensor], valid: torch.Tensor) -> list[torch.Tensor]:
+        for level in skips[1:]:
+            level[2, :, level.shape[2] // 2 :] = 9.0  # the first image in the second view
+        pooled.append(valid)
+        return model.embedding.pooled(skips, valid)
+
+    def terms(of: Chunk) -> dict[str, torch.Tensor]:
+        return hierarchical_loss(model([of]), labels, model_loss({"voxel": 1, "reconstruction": 0}))
+
+    with torch.no_grad():
+        expected, z = terms(part), model([part]).z
+        elsewhere = whole.points.voxels.clone()
+        elsewhere[:, 0, 3:] = 0
+        torch.testing.assert_close(terms(replace(part, points=Points(elsewhere, kept)))["voxel"], expected["voxel"])
+        assert not torch.isclose(terms(whole)["voxel"], expected["voxel"])
+        model._pooled = changed
+        torch.testing.assert_close(model([part]).z, z)
+        assert not torch.allclose(model([whole]).z[1, 0], z[1, 0]) and torch.equal(pooled[0], valid.flatten(0, 1))
+
+
+def test_without_reconstruction_its_layer_is_neither_run_nor_saved() -> None:
+    layer = "decoder.0.segmentation.weight"
+    assert layer in network(voxel=1).trained()
+    model, part = network(voxel=1, reconstruction=0), chunk(1)
+    assert layer not in model.trained() and "decoder.0.convs.0.conv.weight" in model.trained()
+    labels = Labels(torch.arange(2), torch.ones(2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64))
+    hierarchical_loss(model([part]), labels, model_loss({"voxel": 1, "reconstruction": 0}))["total"].backward()
+    assert model.shared.tensors()[layer].grad is None  # both views are decoded, no output was asked for
+
+
 def test_terms_of_weight_0_build_no_head() -> None:
     only_reconstruction = network(image=0, task=0, group=0, voxel=0)
     assert {name.split(".")[0] for name, _ in only_reconstruction.named_parameters()} == {"shared"}

@@ -43,7 +43,8 @@ def seeded_features(tensors: dict[str, Tensor], of: Topology, image: Tensor) -> 
 
 def pretraining_features(tensors: dict[str, Tensor], of: Topology, image: Tensor) -> dict[str, Tensor]:
     """Features in pretraining: the domain's skeleton, called with the projected tensors."""
-    domain = DomainNetwork(of, {role: t.shape for role, t in tensors.items()}, decoded_views=1, compiled=False)
+    shapes = {role: t.shape for role, t in tensors.items()}
+    domain = DomainNetwork(of, shapes, decoded_views=1, reconstructs=True, compiled=False)
     features = record_features(domain.skeleton)
     domain.run(project(tensors, domain.entries), image, len(image))
     return features

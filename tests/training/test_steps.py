@@ -59,6 +59,19 @@ def test_a_chunk_is_a_function_of_its_seed(raw) -> None:
     assert not torch.equal(first.hidden, other.hidden) and not torch.equal(first.views[1], other.views[1])
 
 
+def test_views_blocks_and_places_are_drawn_from_streams_of_their_own(raw, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    class Watched(torch.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            seeds.append(seed)
+            return super().manual_seed(seed)
+
+    monkeypatch.setattr(torch, "Generator", Watched)
+    preparer(tiny_corpus.corpus_block(loss={"voxel": 1.0})).chunk(raw(0))
+    assert {5, 6, 7} <= set(seeds) and len(seeds) == len(set(seeds))
+
+
 def test_reconstruction_alone_draws_one_view(raw) -> None:
     chunk = preparer(tiny_corpus.corpus_block(loss={"image": 0, "task": 0, "group": 0, "voxel": 0})).chunk(raw(0))
     assert chunk.views.shape[0] == chunk.valid.shape[0] == 1 and chunk.hidden.any()
