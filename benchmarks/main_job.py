@@ -123,7 +123,7 @@ def pretrain(job: Job, epochs: int | None) -> None:
     if epochs is not None and "pretrain" not in job.result["stages"]:
         path = job.folder("preprocessed") / CORPUS / f"{PLANS}.json"
         plans = read_json(path)
-        plans["hssl"]["pretraining"]["num_epochs"] = epochs
+        plans["hssl"]["pretraining"].update(num_epochs=epochs, warmup_epochs=min(3, epochs - 1))
         write_json(path, plans)
     job.stage("pretrain", "hssl", "pretrain", "900", "-device", "cpu")
     source = next((job.folder("results") / CORPUS).glob("*/fold_all"))
@@ -140,7 +140,8 @@ def finetune(job: Job, target: str, epochs: int | None, pool: ThreadPoolExecutor
     job.stage(f"seed_{short}", "hssl", "seed", "-d", dataset_id, "-w", str(job.weights), "-p", PLANS)
     path = job.folder("preprocessed") / target / f"{PLANS}_HSSL.json"
     plans = read_json(path)
-    plans["hssl"]["finetuning"]["num_epochs"] = epochs or plans["hssl"]["finetuning"]["num_epochs"]
+    if epochs is not None:
+        plans["hssl"]["finetuning"].update(num_epochs=epochs, warmup_epochs=min(1, epochs - 1))
     write_json(path, plans)
     job.result.setdefault("finetuning", {})[target] = plans["hssl"]["finetuning"]
     for seed in SEEDS:

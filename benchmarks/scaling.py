@@ -102,7 +102,12 @@ def modelled(n: int, step_s: float, gradient_ms: dict[str, float], images: int, 
 def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Epoch times by number of ranks, and the speed-up over the first number, pair by pair."""
     seconds: dict[int, list[float]] = {n: [] for n in args.ranks}
-    steps = {"num_epochs": 3, "num_iterations_per_epoch": args.steps, "num_val_iterations_per_epoch": 1}
+    steps = {
+        "num_epochs": 3,
+        "warmup_epochs": 0,
+        "num_iterations_per_epoch": args.steps,
+        "num_val_iterations_per_epoch": 1,
+    }
     with changed_plans(folder, args.plans, {**steps, "probe_every": 1000, "num_workers": 0}) as name:
         for _ in range(args.repeats):
             for n in args.ranks:

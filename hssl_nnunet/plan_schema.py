@@ -15,7 +15,7 @@ from pydantic import Field
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import plans_dir
-from hssl_nnunet.plan_values import Count, FinetuningPlan, Index, LossPlan, Positive, PretrainingPlan
+from hssl_nnunet.plan_values import Count, FinetuningPlan, Index, Positive, PretrainingPlan
 from hssl_nnunet.typed_json import STRICT, merged, parse
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -162,18 +162,22 @@ def corpus_block(plans: dict[str, Any], source: str | Path) -> CorpusBlock:
     """The `hssl` block of a corpus' plans.
 
     Raises:
-        HSSLError: the block is missing, belongs to a target, has wrong keys, or domains differ in levels of groups.
+        HSSLError: the block is missing, belongs to a target, has wrong keys, domains differ in levels of groups, the
+            loss learns nothing, or the warm-up is as long as the run.
     """
     block = _block(CorpusBlock, plans, source, "hssl corpus -d ... -o ...")
     levels = {d.dataset_name: len(d.groups) for d in block.domains}
     if len(set(levels.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in levels.items())
         raise HSSLError(f"Every domain of {source} needs as many `groups`, finest first; got {counts}. Edit the file.")
-    _check_loss(block.pretraining.loss, source)
+    _check_loss(block, source)
+    plan = block.pretraining
+    _check_length("pretraining", plan.num_epochs, {"warmup_epochs": plan.warmup_epochs}, source)
     return block
 
 
-def _check_loss(loss: LossPlan, source: str | Path) -> None:
+def _check_loss(block: CorpusBlock, source: str | Path) -> None:
+    loss = block.pretraining.loss
     if not (loss.embeds or loss.decoded_views):
         raise HSSLError(f"Every term of `hssl.pretraining.loss` in {source} has weight 0: nothing would be learned.")
     if loss.reconstruction > 0 and loss.reconstruction_target == "masked" and loss.mask_ratio == 0:
@@ -181,15 +185,53 @@ def _check_loss(loss: LossPlan, source: str | Path) -> None:
             f"`hssl.pretraining.loss` in {source} reconstructs what is masked, and with `mask_ratio` 0 nothing is. "
             'Set that above 0, or `reconstruction_target` to "full".'
         )
+    if not loss.decoded_views and all(_constant_terms(block).values()):
+        raise HSSLError(
+            f"Nothing can be learned by `hssl.pretraining.loss` in {source}: of one domain there is no other, and of "
+            'one group neither, to be told from by `task`, `group` or `negatives` "other_task". Give '
+            '`reconstruction` or `voxel` a weight, or `image` with `negatives` "all".'
+        )
+
+
+def _constant_terms(block: CorpusBlock) -> dict[str, bool]:
+    """Whether each term on whole images that has a weight is the same whatever the network says, for lack of domains.
+
+    Of the contrastive forms that is not said: views of an image are drawn together by them.
+    """
+    loss, domains = block.pretraining.loss, block.domains
+    one_group = all(len({domain.groups[level] for domain in domains}) == 1 for level in range(len(domains[0].groups)))
+    constant = {
+        "image": loss.negatives == "other_task" and len(domains) == 1,
+        "task": loss.task_loss == "classification" and len(domains) == 1,
+        "group": loss.group_loss == "classification" and one_group,
+    }
+    return {name: value for name, value in constant.items() if getattr(loss, name) > 0}
+
+
+def _check_length(key: str, num_epochs: int, before: dict[str, int], source: str | Path) -> None:
+    """Check that a run is longer than what comes before the full learning rate."""
+    if sum(before.values()) >= num_epochs:
+        told = " and ".join(f"`{name}` {value}" for name, value in before.items())
+        raise HSSLError(
+            f"`hssl.{key}` in {source} has {told} of `num_epochs` {num_epochs}: the full learning rate is never used. "
+            "Lower them, or raise `num_epochs`."
+        )
 
 
 def target_block(plans: dict[str, Any], source: str | Path) -> TargetBlock:
     """The `hssl` block of a seeded target's plans.
 
     Raises:
-        HSSLError: the block is missing, belongs to a corpus, or has wrong keys.
+        HSSLError: the block is missing, belongs to a corpus, has wrong keys, or a warm-up as long as the run.
     """
-    return _block(TargetBlock, plans, source, "hssl seed -d ... -w ...")
+    block = _block(TargetBlock, plans, source, "hssl seed -d ... -w ...")
+    plan = block.finetuning
+    before = {} if plan.schedule == "stock" else {"warmup_epochs": plan.warmup_epochs}
+    if plan.schedule == "sawtooth":
+        before["decoder_epochs"] = plan.decoder_epochs
+    if before:
+        _check_length("finetuning", plan.num_epochs, before, source)
+    return block
 
 
 def _block(kind: type[T], plans: dict[str, Any], source: str | Path, remedy: str) -> T:

@@ -85,7 +85,7 @@ def block(role: str) -> CorpusBlock | TargetBlock:
         patch_size=(16, 16, 16),
         architecture={},
     )
-    return CorpusBlock(domains=(domain,), pretraining=pretraining_plan(preset, num_epochs=EPOCHS))
+    return CorpusBlock(domains=(domain,), pretraining=pretraining_plan(preset, num_epochs=EPOCHS, warmup_epochs=0))
 
 
 def finished(folder: Path, last: str, epochs: int) -> None:

@@ -9,7 +9,14 @@ import pytest
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import plans_dir
-from hssl_nnunet.plan_schema import corpus_block, load_preset, pretraining_plan
+from hssl_nnunet.plan_schema import (
+    TargetBlock,
+    corpus_block,
+    finetuning_plan,
+    load_preset,
+    pretraining_plan,
+    target_block,
+)
 from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.typed_json import parse, to_json
 
@@ -39,23 +46,63 @@ def test_a_key_that_is_missing_unknown_or_wrong_is_named(kind: type, name: str) 
             parse(kind, changed, "a file")
 
 
+def corpus_plans(groups: tuple[str, ...] = ("CT",), **changed: object) -> dict[str, object]:
+    """Plans of a corpus of one domain for each group, of presets' values but for `changed`."""
+    domains = [
+        {
+            "dataset_name": f"Dataset00{number}_A",
+            "plans_name": "nnUNetPlans",
+            "data_identifier": "x",
+            "modality": "CT",
+            "groups": [group],
+            "num_images": 1,
+            "spacing": [1, 1, 1],
+            "patch_size": [8, 8, 8],
+            "architecture": {},
+        }
+        for number, group in enumerate(groups)
+    ]
+    pretraining = to_json(pretraining_plan(load_preset("cpu"), **changed))
+    return {"hssl": {"role": "corpus", "domains": domains, "pretraining": pretraining}}
+
+
 @pytest.mark.parametrize(("changed", "told"), LOSSES)
 def test_a_loss_that_learns_nothing_is_refused(changed: dict, told: str) -> None:
-    pretraining = to_json(pretraining_plan(load_preset("cpu"), **changed))
-    domain = {
-        "dataset_name": "Dataset001_A",
-        "plans_name": "nnUNetPlans",
-        "data_identifier": "x",
-        "modality": "CT",
-        "groups": ["CT"],
-        "num_images": 1,
-        "spacing": [1, 1, 1],
-        "patch_size": [8, 8, 8],
-        "architecture": {},
-    }
-    block = {"role": "corpus", "domains": [domain], "pretraining": pretraining}
     with pytest.raises(HSSLError, match=f"loss` in plans.json.*{told}|plans.json has weight 0: {told}"):
-        corpus_block({"hssl": block}, "plans.json")
+        corpus_block(corpus_plans(**changed), "plans.json")
+
+
+def test_terms_that_need_several_domains_are_refused_alone_on_one() -> None:
+    only = dict.fromkeys(("image", "task", "group", "reconstruction", "voxel"), 0.0)
+    for changed in (
+        {"task": 1.0, "group": 1.0},
+        {"image": 1.0, "negatives": "other_task"},
+    ):
+        with pytest.raises(HSSLError, match="of one domain there is no other"):
+            corpus_block(corpus_plans(loss=only | changed), "plans.json")
+        corpus_block(corpus_plans(("CT", "MR"), loss=only | changed), "plans.json")
+        corpus_block(corpus_plans(loss=only | changed | {"voxel": 1.0}), "plans.json")
+    corpus_block(corpus_plans(loss=only | {"image": 1.0}), "plans.json")
+    with pytest.raises(HSSLError, match="of one domain there is no other"):
+        corpus_block(corpus_plans(("CT", "CT"), loss=only | {"group": 1.0}), "plans.json")
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    corpus_block(corpus_plans(num_epochs=4, warmup_epochs=3), "plans.json")
+    with pytest.raises(HSSLError, match=r"`hssl.pretraining` in p.json has `warmup_epochs` 4 of `num_epochs` 4"):
+        corpus_block(corpus_plans(num_epochs=4, warmup_epochs=4), "p.json")
+
+    def read(**values: object) -> None:
+        block = TargetBlock(weights=None, weights_sha256=None, finetuning=finetuning_plan(load_preset("cpu"), **values))
+        target_block({"hssl": to_json(block)}, "p.json")
+
+    read(num_epochs=5, warmup_epochs=4, decoder_epochs=9)
+    read(num_epochs=4, warmup_epochs=4, schedule="stock")
+    read(num_epochs=7, warmup_epochs=4, decoder_epochs=2, schedule="sawtooth")
+    with pytest.raises(HSSLError, match=r"`hssl.finetuning` .*`warmup_epochs` 4 of `num_epochs` 4"):
+        read(num_epochs=4, warmup_epochs=4)
+    with pytest.raises(HSSLError, match=r"`warmup_epochs` 4 and `decoder_epochs` 2 of `num_epochs` 6"):
+        read(num_epochs=6, warmup_epochs=4, decoder_epochs=2, schedule="sawtooth")
 
 
 def test_a_whole_reconstruction_needs_no_mask() -> None:

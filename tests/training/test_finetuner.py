@@ -325,7 +325,7 @@ def test_the_loss_is_computed_in_float32_even_inside_autocast(target: Any) -> No
 
 
 def test_a_resumed_run_keeps_what_it_learned(target: Any, weights: Path) -> None:
-    trainer = target(num_epochs=1, initial_lr=0.05)
+    trainer = target(num_epochs=1, warmup_epochs=0, initial_lr=0.05)
     trainer.run_training()
     learned = parameters(trainer)
     path = Path(trainer.output_folder) / "checkpoint_final.pth"

@@ -333,7 +333,7 @@ def test_without_reconstruction_the_decoder_rests(corpus: Path) -> None:
 
 
 def test_reconstruction_alone_has_no_embedding_and_one_view(corpus: Path, no_pictures: None) -> None:
-    trainer = started(corpus, {**only("reconstruction"), "num_epochs": 1})
+    trainer = started(corpus, {**only("reconstruction"), "num_epochs": 1, "warmup_epochs": 0})
     assert {name.partition(".")[0] for name, _ in trainer.model.named_parameters()} == {"shared"}
     batch = next(trainer.dataloader_train)
     assert [trainer.preparer.chunk(raw).views.shape[0] for raw in batch] == [1, 1]
