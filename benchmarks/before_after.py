@@ -25,7 +25,8 @@ from hssl_nnunet.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "pretraining_step.py"
-PARTS = ("views", "step", "pure_network", "optimizer")  # what the script has measured alike ever since
+PARTS = ("views", "step", "pure_network", "heads", "optimizer")
+ALL = "all domains"  # a step with a chunk of each
 
 
 def main() -> None:
@@ -39,13 +40,13 @@ def main() -> None:
         finally:
             git("worktree", "remove", "--force", str(before))
     revisions = {"before": git("rev-parse", args.before), "after": git("describe", "--always", "--dirty")}
-    domains = {name: compared(rounds, name) for name in rounds[0][0]}
+    domains = {name: compared(rounds, name) for name in rounds[0][1]}
     command = f"python {shlex.join(sys.argv)}"
     write_json(
         args.out, {"command": command, **told, "revisions": revisions, "rounds": args.rounds, "domains": domains}
     )
     for name, result in domains.items():
-        print(name, {part: result[part]["before_over_after"] for part in PARTS})
+        print(name, {part: of["before_over_after"] for part, of in result.items()})
 
 
 def arguments() -> Namespace:
@@ -61,19 +62,19 @@ def git(*words: str) -> str:
 
 
 def measured(root: Path, args: Namespace, folder: Path) -> dict[str, Any]:
-    """Every domain's seconds of a checkout, by its own script."""
+    """Seconds of every domain, and of a step over all, of a checkout, by its own script."""
     out = folder / "round.json"
     options = (args.corpus, "-p", args.plans, "--threads", str(args.threads), "--steps", str(args.steps))
     command = (sys.executable, f"benchmarks/{SCRIPT}", *options, "-device", str(args.device), "--out", str(out))
     subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True)
-    domains: dict[str, Any] = read_json(out)["domains"]
-    return domains
+    found = read_json(out)
+    return {**found["domains"], **({ALL: found["all_domains"]} if "all_domains" in found else {})}
 
 
 def compared(rounds: list[list[dict[str, Any]]], domain: str) -> dict[str, Any]:
-    """Median seconds of each part in every round, and the spread of their ratios."""
+    """Median seconds of each part that both have measured in every round, and the spread of their ratios."""
     found = {}
-    for part in PARTS:
+    for part in (p for p in PARTS if all(f"{p}_s" in one.get(domain, {}) for turn in rounds for one in turn)):
         before, after = ([statistics.median(turn[k][domain][f"{part}_s"]) for turn in rounds] for k in (0, 1))
         found[part] = {"before_s": before, "after_s": after, "before_over_after": ratios(before, after)}
     return found

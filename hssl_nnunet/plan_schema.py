@@ -185,36 +185,45 @@ def _check_loss(block: CorpusBlock, source: str | Path) -> None:
             f"`hssl.pretraining.loss` in {source} reconstructs what is masked, and with `mask_ratio` 0 nothing is. "
             'Set that above 0, or `reconstruction_target` to "full".'
         )
-    if not loss.decoded_views and all(_constant_terms(block).values()):
+    constant = _constant_terms(block)
+    if all(constant.values()):
+        told = " and ".join(f"`{name}`" for name in constant)
         raise HSSLError(
-            f"Nothing can be learned by `hssl.pretraining.loss` in {source}: of one domain there is no other, and of "
-            'one group neither, to be told from by `task`, `group` or `negatives` "other_task". Give '
-            '`reconstruction` or `voxel` a weight, or `image` with `negatives` "all".'
+            f"Nothing would be learned by {told} of `hssl.pretraining.loss` in {source}: in this corpus and a step of "
+            "its size nothing is there to be told from. Add domains or groups (for classification, and `negatives` "
+            '"other_task"), images to a step (for contrast: `images_per_chunk`, `chunks_per_step`) or places '
+            "(`voxel_points`), or give `reconstruction` a weight."
         )
 
 
 def _constant_terms(block: CorpusBlock) -> dict[str, bool]:
-    """Whether each term on whole images that has a weight is the same whatever the network says, for lack of domains.
+    """Whether each term that has a weight is the same whatever the network says.
 
-    Of the contrastive forms that is not said: views of an image are drawn together by them.
+    A contrast of labels is that of a single image alone: images of one label are drawn together by it.
     """
-    loss, domains = block.pretraining.loss, block.domains
-    one_group = all(len({domain.groups[level] for domain in domains}) == 1 for level in range(len(domains[0].groups)))
+    plan, loss = block.pretraining, block.pretraining.loss
+    one_chunk, one_image = plan.chunks_per_step == 1, plan.chunks_per_step * plan.images_per_chunk == 1
+    one_domain = len(block.domains) == 1
+    one_group = all(len(set(level)) == 1 for level in zip(*(d.groups for d in block.domains), strict=True))
+    elsewhere = loss.negatives == "other_task"
+    no_negatives_in_step = loss.queue_per_domain == 0 and (one_image or (elsewhere and one_chunk))
     constant = {
-        "image": loss.negatives == "other_task" and len(domains) == 1,
-        "task": loss.task_loss == "classification" and len(domains) == 1,
-        "group": loss.group_loss == "classification" and one_group,
+        "image": no_negatives_in_step or (elsewhere and one_domain),
+        "task": one_domain if loss.task_loss == "classification" else one_image,
+        "group": one_group if loss.group_loss == "classification" else one_image,
+        "reconstruction": False,
+        "voxel": loss.voxel_points == 1,
     }
     return {name: value for name, value in constant.items() if getattr(loss, name) > 0}
 
 
 def _check_length(key: str, num_epochs: int, before: dict[str, int], source: str | Path) -> None:
-    """Check that a run is longer than what comes before the full learning rate."""
+    """Check that a run is longer than what comes before the full learning rate of the whole network."""
     if sum(before.values()) >= num_epochs:
         told = " and ".join(f"`{name}` {value}" for name, value in before.items())
         raise HSSLError(
-            f"`hssl.{key}` in {source} has {told} of `num_epochs` {num_epochs}: the full learning rate is never used. "
-            "Lower them, or raise `num_epochs`."
+            f"`hssl.{key}` in {source} has {told} of `num_epochs` {num_epochs}: the whole network never trains at its "
+            f"full learning rate. Lower {' or '.join(f'`{name}`' for name in before)}, or raise `num_epochs`."
         )
 
 

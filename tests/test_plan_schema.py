@@ -20,8 +20,9 @@ from hssl_nnunet.plan_schema import (
 from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.typed_json import parse, to_json
 
+ONLY = dict.fromkeys(("image", "task", "group", "reconstruction", "voxel"), 0.0)
 LOSSES = (
-    ({"loss": dict.fromkeys(("image", "task", "group", "reconstruction", "voxel"), 0.0)}, "nothing would be learned"),
+    ({"loss": ONLY}, "nothing would be learned"),
     ({"loss": {"mask_ratio": 0.0}}, "`mask_ratio` 0"),
 )
 FILES = ((PretrainingPlan, "pretraining.json"), (FinetuningPlan, "finetuning.json"))
@@ -72,19 +73,47 @@ def test_a_loss_that_learns_nothing_is_refused(changed: dict, told: str) -> None
         corpus_block(corpus_plans(**changed), "plans.json")
 
 
-def test_terms_that_need_several_domains_are_refused_alone_on_one() -> None:
-    only = dict.fromkeys(("image", "task", "group", "reconstruction", "voxel"), 0.0)
-    for changed in (
-        {"task": 1.0, "group": 1.0},
-        {"image": 1.0, "negatives": "other_task"},
-    ):
-        with pytest.raises(HSSLError, match="of one domain there is no other"):
-            corpus_block(corpus_plans(loss=only | changed), "plans.json")
-        corpus_block(corpus_plans(("CT", "MR"), loss=only | changed), "plans.json")
-        corpus_block(corpus_plans(loss=only | changed | {"voxel": 1.0}), "plans.json")
-    corpus_block(corpus_plans(loss=only | {"image": 1.0}), "plans.json")
-    with pytest.raises(HSSLError, match="of one domain there is no other"):
-        corpus_block(corpus_plans(("CT", "CT"), loss=only | {"group": 1.0}), "plans.json")
+SINGLE = {"chunks_per_step": 1, "images_per_chunk": 1}
+ELSEWHERE = {"image": 1.0, "negatives": "other_task"}
+CONTRAST = {"task": 1.0, "group": 1.0, "task_loss": "contrast", "group_loss": "contrast"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "loss", "step", "terms"),
+    [
+        (("CT",), {"task": 1.0}, {}, "`task`"),
+        (("CT",), {"task": 1.0, "group": 1.0}, {}, "`task` and `group`"),
+        (("CT", "CT"), {"group": 1.0}, {}, "`group`"),
+        (("CT",), ELSEWHERE | {"queue_per_domain": 8}, {}, "`image`"),
+        (("CT", "MR"), ELSEWHERE, {"chunks_per_step": 1}, "`image`"),
+        (("CT", "MR"), {"image": 1.0}, SINGLE, "`image`"),
+        (("CT", "MR"), CONTRAST, SINGLE, "`task` and `group`"),
+        (("CT", "MR"), {"voxel": 1.0, "voxel_points": 1}, {}, "`voxel`"),
+    ],
+)
+def test_terms_with_nothing_to_tell_apart_are_refused_unless_another_learns(
+    groups: tuple[str, ...], loss: dict, step: dict, terms: str
+) -> None:
+    with pytest.raises(HSSLError, match=f"Nothing would be learned by {terms} of .* in p.json"):
+        corpus_block(corpus_plans(groups, loss=ONLY | loss, **step), "p.json")
+    corpus_block(corpus_plans(groups, loss=ONLY | loss | {"reconstruction": 1.0}, **step), "p.json")
+
+
+@pytest.mark.parametrize(
+    ("groups", "loss", "step"),
+    [
+        (("CT", "CT"), {"task": 1.0, "group": 1.0}, SINGLE),
+        (("CT", "MR"), {"group": 1.0}, SINGLE),
+        (("CT",), {"image": 1.0}, {"chunks_per_step": 1}),
+        (("CT",), {"image": 1.0, "queue_per_domain": 8}, SINGLE),
+        (("CT", "MR"), ELSEWHERE, {}),
+        (("CT", "MR"), ELSEWHERE | {"queue_per_domain": 8}, SINGLE),
+        (("CT",), CONTRAST, {}),
+        (("CT",), {"voxel": 1.0}, SINGLE),
+    ],
+)
+def test_terms_with_something_to_tell_apart_are_taken(groups: tuple[str, ...], loss: dict, step: dict) -> None:
+    corpus_block(corpus_plans(groups, loss=ONLY | loss, **step), "p.json")
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
@@ -99,7 +128,7 @@ def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
     read(num_epochs=5, warmup_epochs=4, decoder_epochs=9)
     read(num_epochs=4, warmup_epochs=4, schedule="stock")
     read(num_epochs=7, warmup_epochs=4, decoder_epochs=2, schedule="sawtooth")
-    with pytest.raises(HSSLError, match=r"`hssl.finetuning` .*`warmup_epochs` 4 of `num_epochs` 4"):
+    with pytest.raises(HSSLError, match=r"`hssl.finetuning` .*`warmup_epochs` 4 of `num_epochs` 4.*Lower `warmup_epo"):
         read(num_epochs=4, warmup_epochs=4)
     with pytest.raises(HSSLError, match=r"`warmup_epochs` 4 and `decoder_epochs` 2 of `num_epochs` 6"):
         read(num_epochs=6, warmup_epochs=4, decoder_epochs=2, schedule="sawtooth")

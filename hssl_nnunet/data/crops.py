@@ -82,8 +82,8 @@ class DomainGeometry:
         """Axes along which views may be interpolated, all but the coarse and the short ones.
 
         Coarse is a spacing at least three times the finest, nnU-Net's threshold for a separate treatment of an axis.
-        Short is an edge of a crop, in mm, under a third of the longest of the others, or of one voxel: a slab that is
-        rotated out of its plane would leave the box that is read for it.
+        Short is an edge of a crop, in mm, under a third of the longest among the axes that are not coarse, or one of a
+        single voxel: a slab that is rotated out of its plane would leave the box that is read for it.
         """
         limit = ANISO_THRESHOLD * min(self.spacing)
         edges_mm = {

@@ -143,9 +143,9 @@ class Embedding(LevelMean):
         share, statistics = valid.float(), []
         with torch.autocast(valid.device.type, enabled=False):
             for features in skips[1:]:
+                share = _resize(share, features.shape[2:])  # strides are whole: means of means are means
                 # a coarse voxel counts as valid when at least half of what it covers is
-                covered = _resize(share, features.shape[2:]) >= 0.5
-                statistics.append(pooled_statistics(features.float(), covered, self.pooling))
+                statistics.append(pooled_statistics(features.float(), share >= 0.5, self.pooling))
         return statistics
 
 

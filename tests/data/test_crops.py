@@ -70,6 +70,21 @@ def test_axes_three_times_coarser_are_not_fine(spacing, fine):
 
 
 @pytest.mark.parametrize(
+    ("crop", "spacing"),
+    [
+        ((16, 48, 32), (3.27, 0.98, 0.98)),
+        ((24, 32, 24), (1.0, 1.0, 1.0)),
+        ((3, 96, 96), (8.0, 1.25, 1.25)),
+        ((12, 64, 48), (3.0, 0.91, 0.91)),
+        ((24, 40, 24), (5.47, 3.27, 5.47)),
+        ((40, 32, 32), (5.0, 1.0, 1.0)),  # the long axis is coarse: the others are not short beside it
+    ],
+)
+def test_spacing_alone_decides_of_crops_that_are_no_slabs(crop, spacing):
+    assert DomainGeometry(crop, spacing).fine_axes == DomainGeometry((8, 8, 8), spacing).fine_axes
+
+
+@pytest.mark.parametrize(
     ("crop", "spacing", "fine"),
     [
         ((8, 64, 64), (1.0, 1.0, 1.0), (1, 2)),

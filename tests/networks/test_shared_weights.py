@@ -79,9 +79,17 @@ def test_state_dict_round_trip() -> None:
     assert all(torch.equal(t, other.tensors()[role]) for role, t in shared.tensors().items())
 
 
-@pytest.mark.parametrize("planner", [PLAIN, RESIDUAL])
-def test_starts_as_nnunet_starts_a_network(planner: str) -> None:
-    of = topology("Task04_Hippocampus", planner, narrow=2)
+def bottlenecks() -> Topology:
+    """The residual topology with blocks of three convolutions."""
+    entry = architecture("Task04_Hippocampus", RESIDUAL, "3d_fullres")
+    block = "dynamic_network_architectures.building_blocks.residual.BottleneckD"
+    entry["arch_kwargs"] |= {"block": block, "bottleneck_channels": 16}
+    return Topology.from_architecture({**entry, "_kw_requires_import": [*entry["_kw_requires_import"], "block"]})
+
+
+@pytest.mark.parametrize("planner", [PLAIN, RESIDUAL, None])
+def test_starts_as_nnunet_starts_a_network(planner: str | None) -> None:
+    of = bottlenecks() if planner is None else topology("Task04_Hippocampus", planner, narrow=2)
     torch.manual_seed(0)
     shared, network = SharedWeights([of]), of.build()
     start = dict(network.named_parameters())
