@@ -200,8 +200,6 @@ def _check_target(name: str, plans_name: str, configuration: str, folds: Sequenc
     """Refuse a target whose seeding or training would end at its start, once a corpus of such domains is pretrained."""
     plans = read_target_plans(name, plans_name, configuration)
     chosen = plans["configurations"][configuration]
-    if chosen.get("previous_stage"):
-        raise HSSLError(f"{configuration} of {name} builds on another stage, hence is not seeded. Choose another `-c`.")
     learned, own = _network(domain.architecture), _network(chosen.get("architecture", domain.architecture))
     if learned != own:
         remedy = preprocess_command(name, domain.plans_name, configuration)

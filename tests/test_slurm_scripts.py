@@ -298,7 +298,7 @@ def test_options_may_come_before_the_corpus(nnunet_folders: dict[str, Path], tmp
         (("chain", "900", "-t", "63"), "plan a ResidualEncoderUNet, the corpus is pretrained with a PlainConvUNet"),
         (("chain", "900", "-t", "61", "-c", "3d_fulres"), "Unknown configuration .*'3d_fulres'"),
         (("chain", "900", "-t", "61", "-c", "3d_lowres"), "small_images does not exist"),
-        (("chain", "900", "-t", "61", "-c", "3d_cascade_fullres"), "builds on another stage"),
+        (("chain", "900", "-t", "61", "-c", "3d_cascade_fullres"), "no pretraining has seen"),
         (("chain", "900", "-t", "61", "-f", "x"), "Fold 'x' is neither a number"),
         (("chain", "900", "-t", "61", "-f", "5"), "There is no fold 5"),
     ],

@@ -300,8 +300,10 @@ def _export(demo: Demo, arm: str) -> None:
 
 
 def _model(demo: Demo, arm: str) -> Path:
-    name = f"nnUNetTrainer__{demo.plans_name}{SEEDED_SUFFIX}__{CONFIGURATION}"
-    return demo.export_folder(arm) / TARGET.dataset_name / name
+    from hssl_nnunet.transfer.export import STOCK_TRAINER, exported_plans_name
+
+    plans_name = exported_plans_name(demo.plans_name + SEEDED_SUFFIX, ARMS[arm])
+    return demo.export_folder(arm) / TARGET.dataset_name / f"{STOCK_TRAINER}__{plans_name}__{CONFIGURATION}"
 
 
 def _predict(images: Path, output: Path, model: Path, device: torch.device) -> None:

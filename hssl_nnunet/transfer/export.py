@@ -62,7 +62,7 @@ def export_model(
     name, output = dataset_name(dataset), Path(output)
     source = _model_folder(name, trainer, plans_name, configuration)
     plans = _finetuned_plans(source)
-    plans["plans_name"] = plans_name + OF_TRAINER.get(trainer, "")
+    plans["plans_name"] = exported_plans_name(plans_name, trainer)
     relative = Path(name) / f"{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
     as_zip = output.suffix.lower() == ".zip"
     result = output if as_zip else output / relative
@@ -84,6 +84,16 @@ def export_model(
             "`-o`."
         ) from error
     return result
+
+
+def exported_plans_name(plans_name: str, trainer: str) -> str:
+    """What the plans of an exported model are called: of the same plans there may be the control's model beside it.
+
+    Args:
+        plans_name: plans the model was trained with.
+        trainer: trainer class the model was trained with.
+    """
+    return plans_name + OF_TRAINER.get(trainer, "")
 
 
 def prediction_commands(exported: str | Path, checkpoint: str = FINAL_CHECKPOINT) -> list[str]:

@@ -160,7 +160,7 @@ def test_manifest_lists_every_preprocessed_image_once(folders):
 
 
 def test_plans_carry_the_domains_and_read_back(folders):
-    report = build(pretraining_overrides={"num_epochs": 7, "loss": {"tau": 0.25}})
+    report = build(pretraining_overrides={"num_epochs": 7, "warmup_epochs": 2, "loss": {"tau": 0.25}})
     path = report.folder / "nnUNetPlans.json"
     block = corpus_block(json.loads(path.read_text()), path)
     assert block == report.block
