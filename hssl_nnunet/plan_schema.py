@@ -171,8 +171,7 @@ def corpus_block(plans: dict[str, Any], source: str | Path) -> CorpusBlock:
         counts = ", ".join(f"{name} {count}" for name, count in levels.items())
         raise HSSLError(f"Every domain of {source} needs as many `groups`, finest first; got {counts}. Edit the file.")
     _check_loss(block, source)
-    plan = block.pretraining
-    _check_length("pretraining", plan.num_epochs, {"warmup_epochs": plan.warmup_epochs}, source)
+    check_length(block.pretraining, f"`hssl.pretraining` in {source}")
     return block
 
 
@@ -217,13 +216,25 @@ def _constant_terms(block: CorpusBlock) -> dict[str, bool]:
     return {name: value for name, value in constant.items() if getattr(loss, name) > 0}
 
 
-def _check_length(key: str, num_epochs: int, before: dict[str, int], source: str | Path) -> None:
-    """Check that a run is longer than what comes before the full learning rate of the whole network."""
-    if sum(before.values()) >= num_epochs:
+def check_length(plan: PretrainingPlan | FinetuningPlan, source: str) -> None:
+    """Check that a run is longer than what comes before the full learning rate of the whole network.
+
+    Args:
+        plan: values of the run.
+        source: whose values they are.
+
+    Raises:
+        HSSLError: it is not.
+    """
+    schedule = plan.schedule if isinstance(plan, FinetuningPlan) else "warmup"
+    before = {} if schedule == "stock" else {"warmup_epochs": plan.warmup_epochs}
+    if isinstance(plan, FinetuningPlan) and schedule == "sawtooth":
+        before["decoder_epochs"] = plan.decoder_epochs
+    if before and sum(before.values()) >= plan.num_epochs:
         told = " and ".join(f"`{name}` {value}" for name, value in before.items())
         raise HSSLError(
-            f"`hssl.{key}` in {source} has {told} of `num_epochs` {num_epochs}: the whole network never trains at its "
-            f"full learning rate. Lower {' or '.join(f'`{name}`' for name in before)}, or raise `num_epochs`."
+            f"{source} has {told} of `num_epochs` {plan.num_epochs}: the whole network never trains at its full "
+            f"learning rate. Lower {' or '.join(f'`{name}`' for name in before)}, or raise `num_epochs`."
         )
 
 
@@ -234,12 +245,7 @@ def target_block(plans: dict[str, Any], source: str | Path) -> TargetBlock:
         HSSLError: the block is missing, belongs to a corpus, has wrong keys, or a warm-up as long as the run.
     """
     block = _block(TargetBlock, plans, source, "hssl seed -d ... -w ...")
-    plan = block.finetuning
-    before = {} if plan.schedule == "stock" else {"warmup_epochs": plan.warmup_epochs}
-    if plan.schedule == "sawtooth":
-        before["decoder_epochs"] = plan.decoder_epochs
-    if before:
-        _check_length("finetuning", plan.num_epochs, before, source)
+    check_length(block.finetuning, f"`hssl.finetuning` in {source}")
     return block
 
 

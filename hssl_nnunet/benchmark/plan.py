@@ -14,7 +14,7 @@ from hssl_nnunet.benchmark.splits import budget_cases
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import dataset_name
-from hssl_nnunet.plan_schema import finetuning_plan, preset_of_plans, pretraining_plan
+from hssl_nnunet.plan_schema import check_length, finetuning_plan, preset_of_plans, pretraining_plan
 from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.typed_json import differences, merged, parse, to_json
 from hssl_nnunet.versions import machine
@@ -165,14 +165,14 @@ def resolved(plans_name: str, values: dict[str, dict[str, Any]], source: str) ->
         source: whose values they are.
 
     Raises:
-        HSSLError: an unknown or wrong value.
+        HSSLError: an unknown or wrong value, or a warm-up as long as the run.
     """
-    preset = preset_of_plans({"plans_name": plans_name})
-    plans = {
-        "pretraining": pretraining_plan(preset, f"`pretraining` of {source}", **values["pretraining"]),
-        "finetuning": finetuning_plan(preset, f"`finetuning` of {source}", **values["finetuning"]),
-    }
-    return {key: to_json(plan) for key, plan in plans.items()}
+    preset, of = preset_of_plans({"plans_name": plans_name}), {key: f"`{key}` of {source}" for key in values}
+    pretraining = pretraining_plan(preset, of["pretraining"], **values["pretraining"])
+    finetuning = finetuning_plan(preset, of["finetuning"], **values["finetuning"])
+    check_length(pretraining, of["pretraining"])
+    check_length(finetuning, of["finetuning"])
+    return {"pretraining": to_json(pretraining), "finetuning": to_json(finetuning)}
 
 
 def _resolved_arm(plans_name: str, base: dict[str, dict[str, Any]], name: str, arm: Arm) -> dict[str, dict[str, Any]]:

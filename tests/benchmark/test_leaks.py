@@ -159,7 +159,7 @@ def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path)
     assert plan.plan_values["pretraining"]["initial_lr"] > 0 and plan.plan_values["finetuning"]["num_epochs"] > 0
     described = {name: replace(arm, description="in other words") for name, arm in plan.arms.items()}
     workspace.check_plan(replace(plan, arms=described))
-    (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 7}}')
+    (tmp_path / "values.json").write_text('{"finetuning": {"num_epochs": 70}}')
     for changes, named in (
         ({"values_file": tmp_path / "values.json"}, "plan_values.finetuning.num_epochs"),
         ({"domains": [MR]}, "domains"),

@@ -194,6 +194,7 @@ def test_a_run_whose_record_was_removed_is_repeated(tmp_path: Path) -> None:
         ("null", "Values"),
         ('{"pretraining": null}', "pretraining"),
         ('{"finetuning": 3}', "finetuning"),
+        ('{"finetuning": {"num_epochs": 4}}', "`warmup_epochs` 50 of `num_epochs` 4"),
         ('{"pretraining": {"preset": "cpu"}}', "preset"),
         ('{"arms": [], "weights": {}}', "weights"),
     ],
