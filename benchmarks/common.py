@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hssl_nnunet.launch import PRETRAIN_TRAINER, trainers_found_at_once
+from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment, trainers_found_at_once
 from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.versions import cpu_model, versions
 
@@ -78,6 +79,20 @@ def pretrainer(corpus: str, plans: str, device: torch.device) -> Any:
     as_in_training()
     with trainers_found_at_once():
         return get_trainer_from_args(dataset_name(corpus), "3d_fullres", "all", PRETRAIN_TRAINER, plans, device=device)
+
+
+def trainer_and_checkpoints(description: str | None, out: str) -> tuple[argparse.Namespace, Any, dict[str, Path]]:
+    """Of a script that looks at checkpoints of pretrainings: its options, the corpus' trainer, and the named files."""
+    parser = corpus_parser(description, out)
+    parser.add_argument("checkpoints", metavar="[NAME=]CHECKPOINT", nargs="+")
+    args = parser.parse_args()
+    checkpoints = named_files(args.checkpoints)
+    set_environment()
+    os.environ["nnUNet_results"] = tempfile.mkdtemp()
+    torch.set_num_threads(args.threads)
+    trainer = pretrainer(args.corpus, args.plans, args.device)
+    trainer.initialize()
+    return args, trainer, checkpoints
 
 
 def as_in_training() -> None:

@@ -9,32 +9,21 @@ training images.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import tempfile
 from typing import Any
 
 import torch
-from common import about, corpus_parser, named_files, pretrainer
+from common import about, trainer_and_checkpoints
 
 from hssl_nnunet.data.split import held_out_rows
 from hssl_nnunet.files import write_json
-from hssl_nnunet.launch import set_environment
 from hssl_nnunet.training.monitor import few_of_each_domain
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
 
 def main() -> None:
-    parser = corpus_parser(__doc__, "image_probe.json")
-    parser.add_argument("checkpoints", metavar="[NAME=]CHECKPOINT", nargs="+")
-    args = parser.parse_args()
-    checkpoints = named_files(args.checkpoints)
-    set_environment()
-    os.environ["nnUNet_results"] = tempfile.mkdtemp()
-    torch.set_num_threads(args.threads)
-    trainer = pretrainer(args.corpus, args.plans, args.device)
-    trainer.initialize()
+    args, trainer, checkpoints = trainer_and_checkpoints(__doc__, "image_probe.json")
     found = {"fresh": probed(trainer)}
     for label, path in checkpoints.items():
         trainer.model.load_state_dict(load_checkpoint(str(path))["network_weights"], strict=False)

@@ -9,38 +9,27 @@ own plan; and images of each domain in every other domain's plan, with that plan
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import tempfile
 from dataclasses import replace
 from statistics import mean
 from typing import Any
 
 import torch
-from common import about, corpus_parser, named_files, pretrainer
+from common import about, trainer_and_checkpoints
 from torch import Tensor
 
 from hssl_nnunet.data.crops import read_chunk
 from hssl_nnunet.data.sampling import ChunkPlan
 from hssl_nnunet.data.views import make_views
 from hssl_nnunet.files import write_json
-from hssl_nnunet.launch import set_environment
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
 IMAGES = 8  # of each domain
 
 
 def main() -> None:
-    parser = corpus_parser(__doc__, "plan_shortcut.json")
-    parser.add_argument("checkpoints", metavar="[NAME=]CHECKPOINT", nargs="+")
-    args = parser.parse_args()
-    checkpoints = named_files(args.checkpoints)
-    set_environment()
-    os.environ["nnUNet_results"] = tempfile.mkdtemp()
-    torch.set_num_threads(args.threads)
-    trainer = pretrainer(args.corpus, args.plans, args.device)
-    trainer.initialize()
+    args, trainer, checkpoints = trainer_and_checkpoints(__doc__, "plan_shortcut.json")
     found = {}
     for label, path in checkpoints.items():
         trainer.model.load_state_dict(load_checkpoint(str(path))["network_weights"])
@@ -51,8 +40,8 @@ def main() -> None:
 
 
 @torch.no_grad()
-def shortcut(model: Any, trainer: Any) -> dict[str, float]:
-    """Shares of noise, and of images, that are called by their own domain's name or by that of their plan."""
+def shortcut(model: Any, trainer: Any) -> dict[str, Any]:
+    """Shares of noise, by domain, and of images, that are called by their own domain's name or by their plan's."""
     domains = range(len(trainer.corpus.domains))
     noise = [called(model, plan, noise_crops(trainer, plan), plan) for plan in domains]
     own = [called(model, domain, crops(trainer, domain, domain), domain) for domain in domains]
@@ -63,7 +52,7 @@ def shortcut(model: Any, trainer: Any) -> dict[str, float]:
         "image_in_another_plan_called_as_the_plan": mean(called(model, p, x, p) for _, p, x in pairs),
         "image_in_another_plan_called_rightly": mean(called(model, p, x, d) for d, p, x in pairs),
     }
-    return {name: round(value, 3) for name, value in values.items()}
+    return {**{name: round(value, 3) for name, value in values.items()}, "noise_by_plan": noise}
 
 
 def called(model: Any, plan: int, images: Tensor, domain: int) -> float:
