@@ -1,4 +1,4 @@
-"""`hssl slurm` against a real SLURM of one node: arrays, a requeue that resumes, a chain of jobs."""
+"""`hssl slurm` against a real SLURM: arrays, a chain of jobs, a requeue that resumes, on one node and on two."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 @pytest.fixture
 def shell(cluster: dict[str, str]) -> Shell:
+    return shell_of(cluster)
+
+
+def shell_of(cluster: dict[str, str]) -> Shell:
     """Runs one of SLURM's commands."""
 
     def call(*words: str) -> str:
@@ -53,17 +57,18 @@ def queued(shell: Shell) -> dict[str, str]:
     return dict(line.split() for line in lines if line)
 
 
-def prepare(run: Callable[..., str], cluster: dict[str, str], environment: dict[str, str], folder: Path) -> None:
+def prepare(run: Callable[..., str], folder: Path) -> None:
     """Two tiny tasks as raw datasets."""
     for number, (name, shape, spacing) in TASKS.items():
         write_task(folder / f"Task{number}_{name}", shape, spacing)
         run("hssl", "convert_msd", "-i", f"Task{number}_{name}")
 
 
-def lengthen(environment: dict[str, str]) -> None:
+def lengthen(environment: dict[str, str], **values: int) -> None:
+    """A pretraining that lasts long enough to be interrupted, of tiny steps."""
     path = Path(environment["nnUNet_preprocessed"]) / "Dataset900_Corpus" / f"{PLANS}.json"
     plans = json.loads(path.read_text())
-    plans["hssl"]["pretraining"].update({**PRETRAINING, "num_epochs": EPOCHS})
+    plans["hssl"]["pretraining"].update({**PRETRAINING, "num_epochs": EPOCHS, **values})
     path.write_text(json.dumps(plans))
     split = [{"train": ["case_0", "case_1", "case_2"], "val": ["case_3"]}]  # too few cases for nnU-Net's five folds
     (path.parent.parent / "Dataset061_Ball" / "splits_final.json").write_text(json.dumps(split))
@@ -72,7 +77,7 @@ def lengthen(environment: dict[str, str]) -> None:
 def test_preprocessing_then_a_chain_whose_pretraining_is_requeued(
     run: Callable[..., str], shell: Shell, cluster: dict[str, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    prepare(run, cluster, environment, tmp_path)
+    prepare(run, tmp_path)
     typed = ("-d", *TASKS, "--preset", "cpu", "-np", 1)
     said = run("hssl", "slurm", "preprocess", "--submit", *typed, **cluster)
     assert "Submitted preprocess: job" in said
@@ -105,10 +110,35 @@ def test_preprocessing_then_a_chain_whose_pretraining_is_requeued(
     assert "pretrained weights" in next((tmp_path / "slurm").glob("finetune_900_*.log")).read_text()
 
 
+def test_two_nodes_pretrain_together_and_go_on_after_a_requeue(
+    run: Callable[..., str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    if reason := slurm_cluster.why_not():
+        pytest.skip(reason)
+    prepare(run, tmp_path)
+    run("hssl", "plan_and_preprocess", "-d", *TASKS, "--preset", "cpu", "-np", 1)
+    run("hssl", "corpus", "-d", *TASKS, "-o", 900, "-p", PLANS, "-np", 1)
+    lengthen(environment, chunks_per_step=2)
+    results = Path(environment["nnUNet_results"])
+    with slurm_cluster.hosts(tmp_path, 2) as nodes:
+        with slurm_cluster.cluster(tmp_path / "cluster", nodes, slurm_cluster.BRIDGE) as variables:
+            shell = shell_of(variables)
+            said = run("hssl", "slurm", "pretrain", "--nodes", 2, "--submit", 900, **variables)
+            job = said.partition("Submitted pretrain_900: job ")[2].split()[0]
+            wait_for("a checkpoint", lambda: list(results.rglob("checkpoint_latest.pth")))
+            assert set(shell("squeue", "-h", "-j", job, "-o", "%N").split()) == {"node[1-2]"}
+            shell("scancel", "--batch", "--signal=USR1", job)
+            wait_for("the end", lambda: not queued(shell))
+    log = next((tmp_path / "slurm").glob("pretrain_900_*.log")).read_text()
+    assert list(results.rglob("hssl.safetensors")), log[-4000:]
+    assert "queued again" in log and log.count("torchrun") == 2
+    assert EPOCHS <= log.count("Epoch time") < 2 * EPOCHS  # rank 0 alone speaks; the second start went on
+
+
 def test_what_sbatch_refuses_is_said(
     run: Callable[..., str], cluster: dict[str, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    prepare(run, cluster, environment, tmp_path)
+    prepare(run, tmp_path)
     said = run("hssl", "slurm", "preprocess", "--sbatch=--partition=nowhere", "--submit", "-d", 61, code=1, **cluster)
     assert "sbatch refused" in said and "nowhere" in said
 
