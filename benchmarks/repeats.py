@@ -23,6 +23,7 @@ from common import about
 
 from hssl_nnunet.benchmark.job import Run, arm_finetuning, weights_of
 from hssl_nnunet.benchmark.plan import BenchmarkPlan
+from hssl_nnunet.benchmark.splits import read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment, train
@@ -57,7 +58,8 @@ def dices_of(workspace: Workspace, plan: BenchmarkPlan, run: Run, repeat: int) -
     name = f"{plan.plans_name}_{run.arm}_s{run.seed}_again{repeat}"
     weights = weights_of(workspace, plan, run.arm, run.dataset_name)
     workspace.write_arm_plans(run.dataset_name, plan.plans_name, name, finetuning, weights)
-    fold = workspace.folds(plan).index((run.seed, run.budget))
+    split = read_splits(workspace.folder)[run.dataset_name]
+    fold = workspace.fold_of(plan, run.dataset_name, split, run.seed, run.budget)
     folder = workspace.results / run.dataset_name / f"{arm.trainer}__{name}__{plan.configuration}" / f"fold_{fold}"
     summary = folder / "validation" / "summary.json"
     if not summary.is_file():

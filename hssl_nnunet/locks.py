@@ -20,18 +20,22 @@ FLOCK_LINUX, FLOCK_BSD = ("hhqqi", 0), ("qqihh", 3)
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `folder` for one training at a time.
 
     A POSIX record lock: it ends with the process, however that ends, and nnU-Net's worker processes do not inherit it,
     so one that outlives a killed training does not block the next. Windows has none; there nothing is held.
+
+    Args:
+        folder: the folder; it is made.
+        wait: wait for another process that holds it, instead of an error.
 
     Raises:
         HSSLError: another process holds it, it cannot be written, or its file system has no locks.
     """
     with _lock_file(folder) as handle:
         try:
-            _lock(handle.fileno())
+            _lock(handle.fileno(), wait)
         except OSError as error:
             if error.errno in HELD:
                 raise HSSLError(f"Another process trains in {folder}. Wait for it, or stop it.") from None
@@ -79,8 +83,8 @@ def _no_lock(folder: Path, error: OSError) -> HSSLError:
     )
 
 
-def _lock(descriptor: int) -> None:
+def _lock(descriptor: int, wait: bool) -> None:
     if sys.platform != "win32":
         import fcntl
 
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

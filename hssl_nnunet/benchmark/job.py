@@ -144,6 +144,7 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
     from hssl_nnunet.launch import train
     from hssl_nnunet.training.full_validation import read_full_validations
 
+    fold = workspace.fold_of(plan, run.dataset_name, split, run.seed, run.budget)
     arm = plan.arms[run.arm]
     weights = weights_of(workspace, plan, run.arm, run.dataset_name)
     leakage = None
@@ -154,7 +155,6 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
     # one plans file for each run: it holds the run's seed
     name = f"{plan.plans_name}_{run.arm}_s{run.seed}"
     workspace.write_arm_plans(run.dataset_name, plan.plans_name, name, finetuning, weights)
-    fold = workspace.folds(plan).index((run.seed, run.budget))
     output = workspace.results / run.dataset_name / f"{arm.trainer}__{name}__{plan.configuration}" / f"fold_{fold}"
     begun = any(output.glob("checkpoint_*.pth"))
     train(run.dataset_name, plan.configuration, str(fold), arm.trainer, name, plan.device, begun, 1)

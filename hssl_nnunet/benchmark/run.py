@@ -29,6 +29,7 @@ from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.locks import claimed, in_use
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.plan_schema import load_preset
 from hssl_nnunet.ranks import available_cpus
@@ -126,9 +127,18 @@ def shared_threads(workers: int) -> dict[str, str]:
 def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[tuple[str, str], list[str]]]:
     """Everything before the first job: links, splits, folds, leakage audit, plan; written once all is checked.
 
+    One command at a time: what two of them add to the folds must not interleave.
+
     Returns:
         The jobs, needs first, and what is refused: arm and target -> the test cases that overlap.
     """
+    if in_use(workspace.folder):
+        print(f"Another command prepares {workspace.folder}. Waiting for it.", file=sys.stderr)
+    with claimed(workspace.folder, wait=True):
+        return _prepared(workspace, plan)
+
+
+def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[tuple[str, str], list[str]]]:
     workspace.check_plan(plan)
     for name in dict.fromkeys((*plan.datasets, *plan.domains)):
         workspace.link(preprocessed_dir() / name)

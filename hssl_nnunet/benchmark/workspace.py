@@ -92,6 +92,26 @@ class Workspace:
         known = [(int(seed), str(budget)) for seed, budget in (read_json(path) if path.is_file() else [])]
         return known + [pair for pair in asked_folds(plan) if pair not in known]
 
+    def fold_of(self, plan: BenchmarkPlan, dataset_name: str, split: DatasetSplit, seed: int, budget: str) -> int:
+        """nnU-Net's fold of a seed and budget, once its splits hold the labelled cases there, and the test cases alone.
+
+        Where a fold is missing nnU-Net would split all cases at random, test cases too.
+
+        Raises:
+            HSSLError: the splits are missing, or hold something else.
+        """
+        path, remedy = self.preprocessed / dataset_name / SPLITS_FILE, "Run the same `hssl benchmark run` again."
+        fold, found = self.folds(plan).index((seed, budget)), read_json(path, remedy)
+        (expected,) = nnunet_splits(plan, split, [(seed, budget)])
+        there = found[fold] if isinstance(found, list) and fold < len(found) else None
+        if there != expected:
+            raise HSSLError(
+                f"{path}: expected fold {fold} to hold the {len(expected['train'])} labelled and "
+                f"{len(expected['val'])} test cases of budget {budget} and seed {seed}, got "
+                f"{'other cases' if there else 'no such fold'}. {remedy}"
+            )
+        return fold
+
     def write_folds(self, folds: Sequence[tuple[int, str]], of_datasets: Mapping[str, object]) -> None:
         """Keep the folds, and nnU-Net's splits of datasets (see `nnunet_splits`)."""
         for name, content in of_datasets.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,13 @@ import pytest
 from made_runs import record
 from tiny_benchmark import typed_plan
 
+from hssl_nnunet import launch
 from hssl_nnunet.benchmark import leakage, run
+from hssl_nnunet.benchmark.job import Run, finetune_run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.records import write_record
-from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit
+from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
@@ -34,7 +38,9 @@ def datasets(nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
     for name in PATIENTS:
         for variable in (ENV_RAW, ENV_PREPROCESSED):
             (nnunet_folders[variable] / name).mkdir()
-        (nnunet_folders[ENV_PREPROCESSED] / name / "dataset.json").write_text("{}")
+        plans = {"plans_name": "nnUNetPlans", "configurations": {"3d_fullres": {}}}
+        for file, content in (("dataset", {}), ("nnUNetPlans", plans)):
+            (nnunet_folders[ENV_PREPROCESSED] / name / f"{file}.json").write_text(json.dumps(content))
 
     def cases(workspace: Workspace, plan: BenchmarkPlan, name: str) -> list[CaseInfo]:
         return [CaseInfo(case=f"p{i:02}", patient=f"p{i:02}", labels=frozenset("a")) for i in range(PATIENTS[name])]
@@ -50,6 +56,47 @@ def plan(**changes: Any) -> BenchmarkPlan:
 
 def nnunet_folds(workspace: Workspace, name: str) -> list[dict[str, list[str]]]:
     return json.loads((workspace.preprocessed / name / "splits_final.json").read_text())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no record locks")
+def test_commands_that_start_together_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, commands = Workspace(tmp_path / "bench"), {name: plan(budgets=["2", name]) for name in ("10", "5")}
+    other = multiprocessing.get_context("fork").Process(target=run.prepare, args=(workspace, commands["5"]))
+
+    def audit(asked: BenchmarkPlan, *_: object) -> dict[str, list[str]]:
+        if "10" in asked.budgets and other.pid is None:  # between reading the folds and writing them
+            other.start()
+            other.join(2)
+            assert other.is_alive()
+        return {}
+
+    monkeypatch.setattr(run, "audit", audit)
+    run.prepare(workspace, commands["10"])
+    other.join(60)
+    assert other.exitcode == 0
+    assert json.loads((workspace.folder / "folds.json").read_text()) == [[0, "2"], [0, "10"], [0, "5"]]
+    assert [len(fold["train"]) for fold in nnunet_folds(workspace, LARGE)] == [2, 10, 5]
+
+
+def test_a_run_trains_its_own_fold_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, trained = Workspace(tmp_path / "bench"), []
+    run.prepare(workspace, plan(budgets=["2", "5"], arms=["scratch"], seeds=2))
+    monkeypatch.setattr(launch, "train", lambda *words: trained.append(words))
+    asked = Run(dataset_name=LARGE, budget="5", arm="scratch", seed=1)
+    split, path = read_splits(workspace.folder)[LARGE], workspace.preprocessed / LARGE / "splits_final.json"
+    with pytest.raises(HSSLError, match="checkpoint_final"):  # nothing was trained in truth
+        finetune_run(workspace, workspace.plan(), split, asked)
+    assert [words[:3] for words in trained] == [(LARGE, "3d_fullres", "3")]
+    folds = nnunet_folds(workspace, LARGE)
+    leaky = {"train": [*folds[3]["train"][1:], split.test[0]], "val": split.test}
+    for tampered, said in ((folds[:3], "no such fold"), ([*folds[:3], leaky], "other cases")):
+        path.write_text(json.dumps(tampered))
+        with pytest.raises(HSSLError, match=f"(?s){path}.*fold 3.*5 labelled and 6 test cases.*{said}.*again"):
+            finetune_run(workspace, workspace.plan(), split, asked)
+    path.unlink()
+    with pytest.raises(HSSLError, match=f"{path} does not exist"):
+        finetune_run(workspace, workspace.plan(), split, asked)
+    assert len(trained) == 1
 
 
 def test_a_budget_that_is_refused_leaves_the_folder_open_to_others(tmp_path: Path) -> None:
