@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from hssl_nnunet.benchmark.plan import BenchmarkPlan
+from hssl_nnunet.benchmark.data import measured
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, patterns_of
 from hssl_nnunet.benchmark.records import LeakageCheck
 from hssl_nnunet.benchmark.splits import DatasetSplit
-from hssl_nnunet.corpus.candidates import measured_candidates
-from hssl_nnunet.corpus.domain_plans import read_sources
-from hssl_nnunet.corpus.fingerprint import worker_pool
-from hssl_nnunet.corpus.parallel import default_processes
-from hssl_nnunet.corpus.patients import parse_patient_regexes, patient_of
+from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.transfer.leakage import seen_cases
 from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, read_metadata
@@ -34,7 +31,7 @@ def audit(
         plan: the benchmark.
         weights: arm and target -> the weights file.
         splits: dataset name -> split, of every target.
-        contents: dataset name -> case -> content hashes, see `contents_of`.
+        contents: dataset name -> case -> content hashes, see `data.Measured`.
 
     Returns:
         Arm -> what overlaps, as `Dataset:case`; empty for an arm without an overlap.
@@ -55,8 +52,8 @@ def checked(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: Datase
     Raises:
         HSSLError: they have.
     """
-    metadata, contents = read_metadata(weights), contents_of(plan, [dataset_name])
-    if seen := overlap(metadata, {dataset_name: split}, contents, patterns_of(plan)):
+    metadata, data = read_metadata(weights), measured(plan, [dataset_name])[dataset_name]
+    if seen := overlap(metadata, {dataset_name: split}, {dataset_name: data.contents}, patterns_of(plan)):
         raise HSSLError(
             f"{weights} was pretrained on test cases or patients of {dataset_name}: {', '.join(seen)}. Leave copies "
             "out of the domains, or start a benchmark in another folder with `-o`."
@@ -99,27 +96,3 @@ def _patients(image: SeenImage, patterns: Mapping[str, re.Pattern[str]]) -> set[
         return {image.patient, patient_of(image.case, image.dataset_name, patterns)}
     except HSSLError:  # another dataset of this name, whose cases the regex does not know
         return {image.patient}
-
-
-def patterns_of(plan: BenchmarkPlan) -> dict[str, re.Pattern[str]]:
-    """The benchmark's patient regexes, by dataset name.
-
-    Raises:
-        HSSLError: a wrong one.
-    """
-    return parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
-
-
-def contents_of(plan: BenchmarkPlan, names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Content hashes of the labelled cases of datasets: dataset name -> case -> one for each channel.
-
-    Images are measured as `hssl corpus` does it, once: what it has measured before is not read again.
-    """
-    hashes: dict[str, dict[str, list[str]]] = {}
-    sources = read_sources(list(names), plan.plans_name, plan.configuration) if names else []
-    with worker_pool(default_processes()) as mapper:
-        for index, source in enumerate(sources):
-            candidates = measured_candidates(index, source, patterns_of(plan), mapper)
-            labelled = [c for c in candidates if c.labelled]  # imagesTs may hold a case of the same name
-            hashes[source.dataset.name] = {c.case.name: [f.content_hash for f in c.channels] for c in labelled}
-    return hashes

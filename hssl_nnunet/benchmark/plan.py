@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import ConfigDict
 
 from hssl_nnunet.benchmark.arms import Arm, chosen_arms
 from hssl_nnunet.benchmark.splits import budget_cases
+from hssl_nnunet.corpus.patients import parse_patient_regexes
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import dataset_name
@@ -222,6 +224,15 @@ def extended(before: BenchmarkPlan, plan: BenchmarkPlan) -> BenchmarkPlan:
         seeds=tuple(sorted({*before.seeds, *plan.seeds})),
         arms={**before.arms, **plan.arms},
     )
+
+
+def patterns_of(plan: BenchmarkPlan) -> dict[str, re.Pattern[str]]:
+    """The benchmark's patient regexes, by dataset name.
+
+    Raises:
+        HSSLError: a wrong one.
+    """
+    return parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
 
 
 def asked_folds(plan: BenchmarkPlan) -> list[tuple[int, str]]:

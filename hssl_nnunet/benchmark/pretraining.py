@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hssl_nnunet.benchmark.leakage import contents_of, names_of, patterns_of
-from hssl_nnunet.benchmark.plan import BenchmarkPlan
+from hssl_nnunet.benchmark.data import measured
+from hssl_nnunet.benchmark.leakage import names_of
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, patterns_of
 from hssl_nnunet.benchmark.shuffled_groups import shuffled_groups
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
@@ -131,7 +132,7 @@ def _exclusions(
 
 def _contents_kept_out(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> set[str]:
     """Content hashes of the test cases: a domain that is no target may show a copy under another name."""
-    contents = contents_of(plan, list(splits))
+    contents = {name: data.contents for name, data in measured(plan, splits).items()}
     return {h for name, split in splits.items() for case in split.kept_out for h in contents[name].get(case, ())}
 
 

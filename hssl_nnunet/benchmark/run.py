@@ -7,35 +7,29 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
-from tqdm import tqdm
 
+from hssl_nnunet.benchmark.data import checked_data, data_state, measured, write_data
 from hssl_nnunet.benchmark.job import FINETUNE, Run, pretraining_job, weights_there
 from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
-from hssl_nnunet.benchmark.leakage import audit, contents_of, patterns_of
-from hssl_nnunet.benchmark.metrics import Label, label_values
-from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan, plan_from_options
+from hssl_nnunet.benchmark.leakage import audit
+from hssl_nnunet.benchmark.masks import Mask, masks_of
+from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan, patterns_of, plan_from_options
 from hssl_nnunet.benchmark.records import check_same_weights
 from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits, with_copies_joined, write_splits
 from hssl_nnunet.benchmark.workspace import Workspace, nnunet_splits
 from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.device import choose_device
-from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.locks import claimed, in_use
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.plan_schema import load_preset
 from hssl_nnunet.ranks import available_cpus
-
-LABELS_FILE = "labels.json"
-READERS = 4  # threads that read masks
 
 
 def plan_as_typed(
@@ -140,10 +134,14 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
 
 def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[tuple[str, str], list[str]]]:
     workspace.check_plan(plan)
-    for name in dict.fromkeys((*plan.datasets, *plan.domains)):
+    data = measured(plan, dict.fromkeys((*plan.datasets, *plan.domains)))
+    for name in data:  # once measured: the links are to lead to what was measured
         workspace.link(preprocessed_dir() / name)
-    contents = contents_of(plan, plan.datasets)
-    cases = {name: with_copies_joined(labelled_cases(workspace, plan, name), contents[name]) for name in plan.datasets}
+    identifiers = {name: data[name].source.configuration["data_identifier"] for name in plan.datasets}
+    masks = {name: masks_of(workspace.folder, workspace.preprocessed / name, of) for name, of in identifiers.items()}
+    states = checked_data(workspace.folder, {name: data_state(one, masks.get(name, {})) for name, one in data.items()})
+    contents = {name: data[name].contents for name in plan.datasets}
+    cases = {name: with_copies_joined(_cases(plan, name, masks[name]), contents[name]) for name in plan.datasets}
     folds = workspace.folds(plan)
     seeds = sorted({*plan.seeds, *(seed for seed, _ in folds)})  # a dataset that is new needs those of earlier runs
     splits = fixed_splits(workspace.folder, cases, plan.test_fraction, seeds, plan.tune)
@@ -152,6 +150,7 @@ def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dic
     weights = {pair: path for pair in pairs if (path := weights_there(workspace, plan, *pair)) is not None}
     audited = audit(plan, weights, splits, contents)
     check_same_weights(workspace.folder, weights)
+    write_data(workspace.folder, states)
     workspace.write_plan(plan)
     write_splits(workspace.folder, splits)
     workspace.write_folds(folds, of_datasets)
@@ -161,6 +160,14 @@ def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dic
     write_json(files, {**earlier, **_case_files(workspace, plan, splits)})
     refused = refused_arms(plan, workspace.folder)
     return jobs_of(workspace.folder, plan, refused), refused
+
+
+def _cases(plan: BenchmarkPlan, dataset_name: str, masks: Mapping[str, Mask]) -> list[CaseInfo]:
+    patterns = patterns_of(plan)
+    return [
+        CaseInfo(case=case, patient=patient_of(case, dataset_name, patterns), labels=frozenset(mask.labels))
+        for case, mask in masks.items()
+    ]
 
 
 def _with_earlier(
@@ -203,45 +210,6 @@ def jobs_of(folder: Path, plan: BenchmarkPlan, refused: Collection[tuple[str, st
     names += [(run.name, (need,) if need else ()) for run, need in needs.items()]  # type: ignore[misc]
     module = (sys.executable, "-m", "hssl_nnunet.benchmark.job", str(folder.resolve()))
     return [Job(name=name, needs=need, command=(*module, name)) for name, need in names]
-
-
-def labelled_cases(workspace: Workspace, plan: BenchmarkPlan, dataset_name: str) -> list[CaseInfo]:
-    """Cases with a mask that are preprocessed, with the labels that their masks show; masks are read once.
-
-    Raises:
-        HSSLError: the dataset has no such case.
-    """
-    folder = workspace.preprocessed / dataset_name
-    dataset_json, plans = read_json(folder / "dataset.json"), read_json(folder / f"{plan.plans_name}.json")
-    data, ending = plans["configurations"][plan.configuration]["data_identifier"], dataset_json["file_ending"]
-    there = {p.stem for p in (folder / data).glob("*.b2nd")}
-    masks = {p.name.removesuffix(ending): p for p in sorted((folder / "gt_segmentations").glob(f"*{ending}"))}
-    masks = {case: path for case, path in masks.items() if case in there}
-    if not masks:
-        raise HSSLError(f"{dataset_name} has no preprocessed case with a mask. Run `hssl plan_and_preprocess -d ...`.")
-    cache = workspace.folder / LABELS_FILE
-    known = read_json(cache) if cache.is_file() else {}
-    shown = known.get(dataset_name, {})
-    if shown.keys() != masks.keys():
-        shown = _labels_shown(masks, label_values(dataset_json), dataset_name)
-        write_json(cache, {**known, dataset_name: shown})
-    patterns = patterns_of(plan)
-    return [
-        CaseInfo(case=case, patient=patient_of(case, dataset_name, patterns), labels=frozenset(shown[case]))
-        for case in masks
-    ]
-
-
-def _labels_shown(masks: Mapping[str, Path], values: Mapping[str, Label], what: str) -> dict[str, list[str]]:
-    def read(path: Path) -> list[str]:
-        import SimpleITK as sitk
-
-        found = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
-        return [name for name, value in values.items() if np.isin(value, found).any()]
-
-    with ThreadPoolExecutor(READERS) as pool:
-        bar = tqdm(pool.map(read, masks.values()), total=len(masks), desc=what, disable=not sys.stderr.isatty())
-        return dict(zip(masks, bar, strict=True))
 
 
 def _case_files(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, object]:

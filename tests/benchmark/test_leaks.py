@@ -13,8 +13,8 @@ from tiny_benchmark import typed_plan
 
 from hssl_nnunet.benchmark.arms import Arm, known_arms
 from hssl_nnunet.benchmark.job import pretraining_job
-from hssl_nnunet.benchmark.leakage import overlap, patterns_of
-from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan
+from hssl_nnunet.benchmark.leakage import overlap
+from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan, patterns_of
 from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
 from hssl_nnunet.benchmark.run import _with_earlier, jobs_of, refused_arms
 from hssl_nnunet.benchmark.splits import DatasetSplit

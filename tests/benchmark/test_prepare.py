@@ -18,11 +18,13 @@ from tiny_benchmark import typed_plan
 
 from hssl_nnunet import launch
 from hssl_nnunet.benchmark import leakage, run
+from hssl_nnunet.benchmark.data import Measured
 from hssl_nnunet.benchmark.job import Run, finetune_run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
+from hssl_nnunet.benchmark.masks import Mask
 from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.records import write_record
-from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, read_splits
+from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
@@ -42,11 +44,14 @@ def datasets(nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -
         for file, content in (("dataset", {}), ("nnUNetPlans", plans)):
             (nnunet_folders[ENV_PREPROCESSED] / name / f"{file}.json").write_text(json.dumps(content))
 
-    def cases(workspace: Workspace, plan: BenchmarkPlan, name: str) -> list[CaseInfo]:
-        return [CaseInfo(case=f"p{i:02}", patient=f"p{i:02}", labels=frozenset("a")) for i in range(PATIENTS[name])]
+    def masks(folder: Path, preprocessed: Path, data_identifier: str) -> dict[str, Mask]:
+        mask = Mask(labels=("a",), sha256="", stamp=(0, 0))
+        return {f"p{i:02}": mask for i in range(PATIENTS[preprocessed.name])}
 
-    monkeypatch.setattr(run, "labelled_cases", cases)
-    monkeypatch.setattr(run, "contents_of", lambda plan, names: {name: {} for name in names})
+    dataset = SimpleNamespace(dataset_json={})
+    source = SimpleNamespace(plans={}, configuration={"data_identifier": "x"}, dataset=dataset)
+    monkeypatch.setattr(run, "masks_of", masks)
+    monkeypatch.setattr(run, "measured", lambda plan, names: {name: Measured(source, ()) for name in names})
     monkeypatch.setattr(run, "_case_files", lambda *_: {})
 
 
