@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hssl_nnunet.corpus.manifest import MANIFEST, read_manifest
 from hssl_nnunet.device import check_gpus, choose_device, set_threads
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
@@ -18,7 +19,7 @@ from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block, 
 from hssl_nnunet.preflight import check_batch, check_fold, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import available_cpus, check_shares, joined, run_under_torchrun, under_torchrun
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, corpus_command, preprocess_command, seed_command
-from hssl_nnunet.run_folder import epochs_done, refuse_to_overwrite, resumable
+from hssl_nnunet.run_folder import FINAL_CHECKPOINT, final_checkpoint, refuse_to_overwrite, resumable
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +168,8 @@ def train(
         The folder of the training.
 
     Raises:
-        HSSLError: dataset, plans, data or device is missing, or the folder is in use or holds a training.
+        HSSLError: dataset, plans, data or device is missing, or the folder is in use or holds a training; one to be
+            continued, finished or not, stands on other images or weights than the plans name now.
     """
     set_environment()
     num_epochs = _checked(dataset, configuration, fold, trainer, plans_name)
@@ -186,7 +188,7 @@ def train(
         return folder
     set_threads(device)
     with joined(device) as rank:
-        if continue_training and epochs_done(folder, _last_file(trainer)) >= num_epochs:
+        if continue_training and _is_finished(folder, dataset, configuration, trainer, plans_name, num_epochs):
             if rank == 0:
                 print(f"{folder} is already finished (`num_epochs` is {num_epochs}): nothing is left to train.")
             return folder
@@ -255,6 +257,24 @@ def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_na
     if "hssl" not in plans and seeded.is_file():
         raise HSSLError(f"{path} are the plans that {seeded.name} was seeded from. Add `-p {seeded.stem}`.")
     return target_block(plans, path).finetuning.num_epochs
+
+
+def _is_finished(
+    folder: Path, dataset: str, configuration: str, trainer: str, plans_name: str, num_epochs: int
+) -> bool:
+    """Whether nothing is left to train; one of other images or weights is not what the user asks for."""
+    checkpoint = final_checkpoint(folder, _last_file(trainer))
+    if checkpoint is None or checkpoint["current_epoch"] < num_epochs:
+        return False
+    from hssl_nnunet.training.resume import check_images, check_weights
+
+    path, plans = str(folder / FINAL_CHECKPOINT), preprocessed_dir() / dataset / f"{plans_name}.json"
+    if trainer == PRETRAIN_TRAINER:
+        check_images(checkpoint, path, read_manifest(plans.parent / MANIFEST))
+    elif trainer == FINETUNE_TRAINER:
+        block = target_block(read_json(plans), plans)
+        check_weights(checkpoint, path, block, lambda file: seed_command(dataset, file, plans_name, configuration))
+    return True
 
 
 def _last_file(trainer: str) -> str:

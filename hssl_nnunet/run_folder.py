@@ -6,14 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hssl_nnunet.errors import HSSLError
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 
 
-def epochs_done(folder: Path, last_file: str) -> int:
-    """Epochs of a training that has ended; 0 while it has not.
+def final_checkpoint(folder: Path, last_file: str) -> dict[str, Any] | None:
+    """nnU-Net's checkpoint of a training that has ended; None while it has not.
 
     Args:
         folder: its folder.
@@ -24,12 +25,12 @@ def epochs_done(folder: Path, last_file: str) -> int:
     """
     checkpoint, last = folder / FINAL_CHECKPOINT, folder / last_file
     if not (checkpoint.is_file() and last.is_file()):
-        return 0
+        return None
     if last.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns:  # of an earlier end, before `num_epochs` was raised
-        return 0
+        return None
     from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
-    return int(load_checkpoint(checkpoint)["current_epoch"])
+    return load_checkpoint(checkpoint)
 
 
 def refuse_to_overwrite(folder: Path, plans: Path) -> None:

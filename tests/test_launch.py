@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from hssl_nnunet import device, launch
+from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, write_manifest
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.locks import claimed
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, ENV_TRAINERS, trainers_dir
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, TargetBlock, finetuning_plan, load_preset, pretraining_plan
+from hssl_nnunet.training.resume import images_sha256
 from hssl_nnunet.typed_json import to_json
 
 NAME = "Dataset004_Toy"
@@ -88,10 +90,11 @@ def block(role: str) -> CorpusBlock | TargetBlock:
     return CorpusBlock(domains=(domain,), pretraining=pretraining_plan(preset, num_epochs=EPOCHS, warmup_epochs=0))
 
 
-def finished(folder: Path, last: str, epochs: int) -> None:
+def finished(folder: Path, last: str, epochs: int, **init_args: object) -> None:
     """What a training of so many epochs leaves: its final checkpoint, and the file it writes last."""
     (folder / last).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"current_epoch": epochs}, folder / "checkpoint_final.pth")
+    args = {"plans": {"hssl": {"weights": None, "weights_sha256": None}}, **init_args}
+    torch.save({"current_epoch": epochs, "init_args": args}, folder / "checkpoint_final.pth")
     (folder / last).touch()
 
 
@@ -147,6 +150,7 @@ def test_a_finished_training_is_continued_only_when_the_plans_want_more(target, 
     if kind == "pretrain":
         write_plans(target, "nnUNetPlans", role="corpus")
     arguments = (4,) if kind == "pretrain" else (4, "3d_fullres", 0)
+    write_manifest(target / MANIFEST, [row("case_0")])
     run = partial(getattr(launch, kind), *arguments, device="cpu", continue_training=True)
     folder = run()
     assert len(calls) == 1
@@ -167,6 +171,48 @@ def test_a_finished_training_is_continued_only_when_the_plans_want_more(target, 
     os.utime(folder / last, ns=(0, 0))  # of the end before `num_epochs` was raised
     run()
     assert len(calls) == 4
+
+
+def test_a_finished_pretraining_of_other_images_is_not_taken_for_that_of_the_corpus(target, calls, capsys):
+    write_plans(target, "nnUNetPlans", role="corpus")
+    rows = [row("case_0"), row("case_1")]
+    write_manifest(target / MANIFEST, rows)
+    run = partial(launch.pretrain, 4, device="cpu", continue_training=True)
+    finished(run(), "hssl.safetensors", EPOCHS, images_sha256=images_sha256(rows))
+    run()
+    assert "already finished" in capsys.readouterr().out
+    write_manifest(target / MANIFEST, [*rows, row("case_2")])
+    with pytest.raises(HSSLError, match=r"was trained on other images than the corpus' manifest.csv names now: 3"):
+        run()
+
+
+def test_a_finished_fold_of_other_weights_is_not_taken_for_one_of_these(target, calls, capsys):
+    run = partial(launch.finetune, 4, "3d_fullres", 0, device="cpu", continue_training=True)
+    before = {"hssl": {"weights": "/old.safetensors", "weights_sha256": "ab" * 32}}
+    for scratch in (True, False):
+        folder = run(scratch=scratch)
+        finished(folder, "validation/summary.json", EPOCHS, plans=before)
+    run(scratch=True)  # starts from no weights
+    assert "already finished" in capsys.readouterr().out
+    seeding = f"hssl seed -d {NAME} -w /old.safetensors"
+    with pytest.raises(HSSLError, match=rf"was begun with weights of sha256 abababababab\.\.\. .*`{seeding}`"):
+        run()
+
+
+def row(case: str) -> ImageRow:
+    return ImageRow(
+        domain=0,
+        dataset_name=NAME,
+        case=case,
+        channel=0,
+        patient=case,
+        labelled=True,
+        preprocessed=f"{NAME}/nnUNetPlans_3d_fullres/{case}.b2nd",
+        content_hash=case,
+        spacing_mm=(1.0, 1.0, 1.0),
+        shape=(8, 8, 8),
+        groups=("MR",),
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hssl_nnunet.corpus.manifest import ImageRow, read_manifest
+from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, read_manifest
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
 from hssl_nnunet.data.loader import ChunkLoader
 from hssl_nnunet.data.sampling import DomainSampler
@@ -101,7 +101,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.dataset_class = nnUNetDatasetBlosc2
         self.root = Path(self.preprocessed_dataset_folder_base)
         self.cache = VolumeCache(self.plan.cache_gib)
-        self.rows = read_manifest(self.root / "manifest.csv")
+        self.rows = read_manifest(self.root / MANIFEST)
         self.my_init_kwargs = {**self.my_init_kwargs, IMAGES_KEY: images_sha256(self.rows)}  # goes into checkpoints
         self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device, compiled)
         self.monitor = Monitor(self.corpus, self.geometries, self.root.parent, Path(self.output_folder))
