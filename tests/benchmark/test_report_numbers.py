@@ -7,14 +7,12 @@ from dataclasses import replace
 from itertools import product
 from math import inf, nan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from tiny_benchmark import ARMS, BUDGETS, DATASETS, EVIL_ARM, SEEDS, Page, heading, run
 
 from hssl_nnunet.benchmark import statistics as st
-from hssl_nnunet.benchmark.convergence import Curves
 from hssl_nnunet.benchmark.label_gap import label_gaps
 from hssl_nnunet.benchmark.pairing import dice_table
 from hssl_nnunet.benchmark.records import EpochScore, read_records
@@ -205,63 +203,6 @@ def test_the_figures_tell_the_statistics(folder: Path, page: Page) -> None:
     assert "over scratch, 1 to 3 shared seeds" in page.sections["budget"]
     assert "20%, vanilla on 2 seeds" in page.sections["patients"]
     assert any("hssl is above vanilla in 12 of 12 patients" in t for t in told)
-
-
-def verdict(low: float, high: float, seeds: tuple[tuple[int, ...], ...] = (SEEDS,), **more: Any) -> str:
-    shared: dict[str, Any] = {"budget": "5%", "arm": "hssl", "difference": (low + high) / 2, "low": low, "high": high}
-    one = {"datasets": tuple("abc"[: len(seeds)]), "seeds": seeds, **shared, **more}
-    overall = [st.Overall(baseline=b, **one) for b in st.BASELINES]
-    return wording.answers(overall, ["5%"], {})[0]
-
-
-def test_the_answer_claims_no_more_than_the_interval() -> None:
-    assert (
-        "hssl beats vanilla nnU-Net by 2.0 Dice points (95\xa0% interval 1.0 to 3.0; 1 dataset, 3 seeds); it beats"
-        in (verdict(1, 3))
-    )
-    assert "hssl loses to vanilla nnU-Net by 2.0 Dice points (95\xa0% interval 1.0 to 3.0;" in verdict(-3, -1)
-    assert "shows no established difference to vanilla nnU-Net: +1.0 Dice points (95\xa0% interval −1.0 to 3.0;" in (
-        verdict(-1, 3)
-    )
-    one_seed = verdict(1, 3, seeds=((0,),))
-    assert "beats" not in one_seed and "interval over patients alone 1.0 to 3.0; 1 dataset, 1 seed, too few" in one_seed
-    mixed = verdict(1, 3, seeds=(SEEDS, (0,)))
-    assert "beats" not in mixed and "alone" not in mixed and "2 datasets, 1 to 3 seeds, too few" in mixed
-    assert "95\xa0% interval unknown" in verdict(nan, nan)
-    longer = verdict(1, 3, equal_length=False)
-    assert "beats" not in longer and "another number of steps, which establishes nothing" in longer
-
-
-def curves(ours: dict[int, float], theirs: dict[int, float], seeds: tuple[int, ...] = SEEDS) -> Curves:
-    epochs = {"hssl": 20, "vanilla": 20}
-    return Curves(seeds=seeds, by_arm={"hssl": ours, "vanilla": theirs}, num_epochs=epochs)
-
-
-def test_the_answer_says_when_the_baselines_final_dice_is_reached_and_on_what() -> None:
-    shared: dict[str, Any] = {
-        "budget": "5%",
-        "arm": "hssl",
-        "baseline": "vanilla",
-        "difference": 1,
-        "low": 0,
-        "high": 2,
-    }
-    one = st.Overall(datasets=("a",), seeds=(SEEDS,), **shared)
-    theirs = {4: 0.2, 16: 0.6, 20: 0.5}
-    early, late, never = {4: 0.5, 20: 0.6}, {4: 0.4, 8: 0.5}, {4: 0.1, 20: 0.2}
-
-    def answer(*training: Curves, **changes: Any) -> str:
-        return wording.answers([replace(one, **changes)], ["5%"], {"5%": training})[0]
-
-    assert (
-        "; it reaches the final Dice of vanilla nnU-Net after 20 to 40\xa0% of the epochs on 2 of 3 datasets "
-        "(1 to 3 seeds; vanilla itself first after 80\xa0% of the epochs)."
-    ) in answer(curves(early, theirs), curves(late, theirs, (0,)), curves(never, theirs))
-    assert "on 1 of 1 dataset (3 seeds;" in answer(curves(early, theirs))
-    assert "it does not reach the final Dice of vanilla nnU-Net along its training on any of 1 dataset" in (
-        answer(curves(never, theirs))
-    )
-    assert "final Dice" not in answer() and "final Dice" not in answer(curves(early, theirs), equal_length=False)
 
 
 def test_the_page_has_the_epochs_in_its_answer(page: Page) -> None:

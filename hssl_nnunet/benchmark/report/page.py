@@ -90,7 +90,7 @@ def _values(content: Content) -> dict[str, Any]:
         "margin": st.MARGIN,
         "alone": wording.ALONE,
         "version": hssl_nnunet.__version__,
-        "answers": wording.answers(overall, content.budgets(), training.headline(content)),
+        "answers": wording.answers(overall, comparisons, content.budgets(), training.headline(content)),
         "against_most": labels.against_most(content),
         "label_answers": labels.sentences(content),
         "tallies": [t for b in st.BASELINES if (t := wording.tally(comparisons, b))],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 
@@ -81,20 +82,34 @@ def basis(of_datasets: Sequence[Sequence[int]]) -> str:
     return f"{count(len(of_datasets), 'dataset')}, {seeds(map(len, of_datasets))}"
 
 
-def answers(overall: Sequence[Overall], budgets: Sequence[str], training: Mapping[str, Sequence[Curves]]) -> list[str]:
-    """A sentence for each budget where the method was compared: whether it beats the baselines, and by how much.
+def answers(
+    overall: Sequence[Overall],
+    comparisons: Iterable[Comparison],
+    budgets: Sequence[str],
+    training: Mapping[str, Sequence[Curves]],
+) -> list[str]:
+    """A sentence for each budget where the method was compared: where it stands to the baselines, and by how much.
 
-    It beats or loses only where the interval over all datasets lies on one side of 0, with `SEEDS_OF_A_FINDING` seeds.
+    On one dataset it beats or loses where that comparison is established. Over several it is ahead or behind where the
+    interval lies on one side of 0, with `SEEDS_OF_A_FINDING` seeds: there is no p of several datasets to correct.
 
     Args:
         overall: of the statistics.
+        comparisons: of the statistics.
         budgets: label budgets, the smallest first.
         training: budget -> curves of each dataset that has the method's and the first baseline's.
     """
     found = {budget: [o for o in overall if (o.budget, o.arm) == (budget, METHOD)] for budget in budgets}
+    alone = {(c.dataset_name, c.budget, c.baseline): c for c in comparisons if c.arm == METHOD}
+    family = Counter(o.baseline for o in overall)
     sentences = []
     for budget in (b for b in budgets if found[b]):
-        clauses = [_clause(o) for o in found[budget]]
+        clauses = [
+            _of_one(o, alone[o.datasets[0], budget, o.baseline])
+            if len(o.datasets) == 1
+            else _of_several(o, family[o.baseline])
+            for o in found[budget]
+        ]
         compared = {o.baseline: o for o in found[budget]}
         clauses += [f"has not been compared with {NAMES[b]}" for b in BASELINES if b not in compared]
         if BASELINES[0] in compared and compared[BASELINES[0]].equal_length:
@@ -103,22 +118,38 @@ def answers(overall: Sequence[Overall], budgets: Sequence[str], training: Mappin
     return sentences or [f"No run of {METHOD} can be compared with {' or '.join(BASELINES)} yet: there is no answer."]
 
 
-def _clause(one: Overall) -> str:
-    name, fewest = NAMES[one.baseline], min(map(len, one.seeds))
-    told = f"; {basis(one.seeds)}"
+def _of_one(one: Overall, comparison: Comparison) -> str:
+    """On a single dataset: what its comparison establishes."""
+    words = ("beats", "loses to") if comparison.finding else None
+    return _clause(one, words, f"; Holm's p {p_value(comparison.p_holm)}")
+
+
+def _of_several(one: Overall, family: int) -> str:
+    """Over datasets: what the interval says, which knows of no other comparison."""
+    clear = one.equal_length and _fewest(one) >= SEEDS_OF_A_FINDING and (one.low > 0 or one.high < 0)
+    corrected = f"; not corrected for {family} comparisons" if family > 1 else ""
+    return _clause(one, ("is ahead of", "is behind") if clear else None, corrected if clear else "")
+
+
+def _clause(one: Overall, words: tuple[str, str] | None, more: str) -> str:
+    """A difference in words for either sign; None = it may be nothing."""
+    name, told = NAMES[one.baseline], f"; {basis(one.seeds)}"
+    if words is not None:
+        low, high = sorted((one.low, one.high) if one.difference > 0 else (-one.low, -one.high))
+        by = f"by {points(abs(one.difference))} Dice points ({LEVEL} {interval(low, high)}{told}{more})"
+        return f"{words[one.difference < 0]} {name} {by}"
     alone = " over patients alone" if max(map(len, one.seeds)) == 1 else ""
-    fair = one.equal_length and fewest >= SEEDS_OF_A_FINDING
-    if fair and one.low > 0:
-        return f"beats {name} by {points(one.difference)} Dice points ({LEVEL} {_ends(one)}{told})"
-    if fair and one.high < 0:
-        ends = interval(-one.high, -one.low)
-        return f"loses to {name} by {points(-one.difference)} Dice points ({LEVEL} {ends}{told})"
-    few = ", too few to establish one" if fewest < SEEDS_OF_A_FINDING else ""
+    few = ", too few to establish one" if _fewest(one) < SEEDS_OF_A_FINDING else ""
     other = "" if one.equal_length else "; fine-tuned for another number of steps, which establishes nothing"
+    ends = "unknown" if isnan(one.low) else interval(one.low, one.high)
     return (
         f"shows no established difference to {name}: {signed(one.difference)} Dice points "
-        f"({LEVEL}{alone} {_ends(one)}{told}{few}{other})"
+        f"({LEVEL}{alone} {ends}{told}{few}{more}{other})"
     )
+
+
+def _fewest(one: Overall) -> int:
+    return min(map(len, one.seeds))
 
 
 def _reached(training: Sequence[Curves]) -> list[str]:
@@ -139,10 +170,6 @@ def _reached(training: Sequence[Curves]) -> list[str]:
 def _shares(shares: Sequence[float]) -> str:
     low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
     return f"after {low if low == high else f'{low} to {high}'}\N{NO-BREAK SPACE}% of the epochs"
-
-
-def _ends(one: Overall) -> str:
-    return "unknown" if isnan(one.low) else interval(one.low, one.high)
 
 
 def tally(comparisons: Iterable[Comparison], baseline: str) -> str:
