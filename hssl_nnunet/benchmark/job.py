@@ -103,32 +103,27 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
     Raises:
         HSSLError: its pretraining has not ended.
     """
-    arm = plan.arms[arm_name]
-    if arm.weights_of is not None:
-        return weights_of(workspace, plan, arm.weights_of, dataset_name)
-    if arm.weights_file is not None:
-        return Path(arm.weights_file)
-    job = pretraining_job(plan, arm_name, dataset_name)
-    if job is None:
-        return None
-    weights = _pretrained(workspace, job)
-    if weights is None:
-        raise HSSLError(f"Arm {arm_name} needs the weights of job {job}, which has not ended, or they are gone.")
+    weights, job = weights_there(workspace, plan, arm_name, dataset_name), pretraining_job(plan, arm_name, dataset_name)
+    if weights is None and job is not None:
+        raise HSSLError(
+            f"Arm {arm_name} needs the weights of job {job}, which has not ended, or they are gone. Run the same "
+            "`hssl benchmark run` again: it pretrains anew."
+        )
     return weights
 
 
 def weights_there(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset_name: str) -> Path | None:
-    """The weights file of an arm's own that is there already; None for an arm without one, or on another's weights."""
+    """The weights file that an arm starts from, its own or another's; None without one, or while it is not there."""
     arm, job = plan.arms[arm_name], pretraining_job(plan, arm_name, dataset_name)
     if arm.weights_of is not None:
-        return None
+        return weights_there(workspace, plan, arm.weights_of, dataset_name)
     if arm.weights_file is not None:
         return Path(arm.weights_file)
-    return None if job is None else _pretrained(workspace, job)
+    return None if job is None else pretrained(workspace, job)
 
 
-def _pretrained(workspace: Workspace, job: str) -> Path | None:
-    """The weights file of a pretraining that has ended."""
+def pretrained(workspace: Workspace, job: str) -> Path | None:
+    """The weights file of a pretraining that has ended; None where it has not, or the file is gone."""
     from hssl_nnunet.benchmark.jobs import JobTable
 
     told = JobTable(workspace.folder).folder(job) / PRETRAINING_FILE

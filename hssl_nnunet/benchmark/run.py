@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hssl_nnunet.benchmark.data import checked_data, data_state, measured, write_data
-from hssl_nnunet.benchmark.job import FINETUNE, Run, pretraining_job, weights_there
+from hssl_nnunet.benchmark.job import FINETUNE, Run, pretrained, pretraining_job, weights_there
 from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
 from hssl_nnunet.benchmark.leakage import audit
 from hssl_nnunet.benchmark.masks import Mask, masks_of
@@ -104,12 +104,18 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
 
 
 def forget_lost(table: JobTable, workspace: Workspace, jobs: Collection[Job]) -> None:
-    """Set back jobs that have ended and whose record was removed since, so that they are repeated."""
-    for job in jobs:
-        run = Run.from_name(job.name) if job.name.startswith(f"{FINETUNE}/") else None
-        lost = run is not None and not run.record(workspace.folder).is_file()
-        if lost and table.state(job.name).state == "done":
-            table.write(job.name, JobState())
+    """Set back what has ended and was removed since: runs without their record, and the weights that these need."""
+    # the state first: whoever ends a job writes the record before it
+    done = {job.name for job in jobs if table.state(job.name).state == "done"}
+    without = [
+        job
+        for job in jobs
+        if job.name.startswith(f"{FINETUNE}/") and not Run.from_name(job.name).record(workspace.folder).is_file()
+    ]
+    needed = {need for job in without for need in job.needs}
+    lost = {job.name for job in without} | {need for need in needed if pretrained(workspace, need) is None}
+    for name in done & lost:
+        table.write(name, JobState())
 
 
 def shared_threads(workers: int) -> dict[str, str]:
@@ -147,7 +153,8 @@ def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dic
     splits = fixed_splits(workspace.folder, cases, plan.test_fraction, seeds, plan.tune)
     of_datasets = {name: nnunet_splits(plan, splits[name], folds) for name in plan.datasets}
     pairs = list(product(plan.arms, plan.datasets))
-    weights = {pair: path for pair in pairs if (path := weights_there(workspace, plan, *pair)) is not None}
+    own = [(arm, name) for arm, name in pairs if plan.arms[arm].weights_of is None]  # others have what these have seen
+    weights = {pair: path for pair in own if (path := weights_there(workspace, plan, *pair)) is not None}
     audited = audit(plan, weights, splits, contents)
     check_same_weights(workspace.folder, weights)
     write_data(workspace.folder, states)

@@ -19,7 +19,7 @@ from tiny_benchmark import typed_plan
 from hssl_nnunet import launch
 from hssl_nnunet.benchmark import leakage, run
 from hssl_nnunet.benchmark.data import Measured
-from hssl_nnunet.benchmark.job import Run, finetune_run
+from hssl_nnunet.benchmark.job import Run, finetune_run, weights_of
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.masks import Mask
 from hssl_nnunet.benchmark.plan import BenchmarkPlan
@@ -232,11 +232,54 @@ def test_a_run_whose_record_was_removed_is_repeated(tmp_path: Path) -> None:
     table = JobTable(workspace.folder)
     for job in jobs:
         table.write(job.name, JobState(state="done"))
-    kept = run.Run.from_name(jobs[0].name).record(workspace.folder)
+    kept = Run.from_name(jobs[0].name).record(workspace.folder)
     kept.parent.mkdir(parents=True)
     kept.touch()
     run.forget_lost(table, workspace, jobs)
     assert [table.state(job.name).state for job in jobs] == ["done", "pending"]
+
+
+def test_a_run_that_ends_while_others_look_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    (job,), _ = run.prepare(workspace, plan(arms=["scratch"]))
+    table = JobTable(workspace.folder)
+
+    class Record:
+        def is_file(self) -> bool:
+            """Another runner ends the job just after this look."""
+            table.write(job.name, JobState(state="done"))
+            return False
+
+    monkeypatch.setattr(Run, "record", lambda *_: Record())
+    run.forget_lost(table, workspace, [job])
+    assert table.state(job.name).state == "done"
+
+
+def test_weights_that_are_gone_are_made_anew_for_runs_without_a_record(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    asked = plan(arms=["hssl", "encoder_only"])
+    jobs, _ = run.prepare(workspace, asked)
+    table = JobTable(workspace.folder)
+    (pretraining,) = (job.name for job in jobs if not job.needs)
+    told = table.folder(pretraining) / "pretraining.json"
+    for job in jobs:
+        table.write(job.name, JobState(state="done"))
+    told.write_text(json.dumps({"weights": "w.safetensors"}))
+    records = [Run.from_name(job.name).record(workspace.folder) for job in jobs if job.needs]
+    for record_file in records:
+        record_file.parent.mkdir(parents=True)
+        record_file.touch()
+    run.forget_lost(table, workspace, jobs)
+    assert {table.state(job.name).state for job in jobs} == {"done"}  # nobody needs them
+    records[1].unlink()
+    (workspace.folder / "w.safetensors").touch()
+    run.forget_lost(table, workspace, jobs)
+    assert [table.state(job.name).state for job in jobs] == ["done", "done", "pending"]
+    (workspace.folder / "w.safetensors").unlink()
+    run.forget_lost(table, workspace, jobs)
+    assert [table.state(job.name).state for job in jobs] == ["pending", "done", "pending"]
+    with pytest.raises(HSSLError, match="needs the weights of job pretrain/hssl.*again"):
+        weights_of(workspace, asked, "encoder_only", LARGE)
 
 
 @pytest.mark.parametrize(
