@@ -19,7 +19,7 @@ DEFAULT_ARMS = ["vanilla", "scratch", "hssl", "mae"]
 BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)]
 Domains = Annotated[
     list[str] | None,
-    typer.Option("--domains", metavar="DATASET...", help="Datasets to pretrain on; default: those of -d."),
+    typer.Option("--domains", metavar="DATASET...", help="Datasets to pretrain on; default: those of the first -d."),
 ]
 ExternalWeights = Annotated[
     list[Path] | None, typer.Option("-w", metavar="FILE...", help="Weights files, each an arm of its own.")

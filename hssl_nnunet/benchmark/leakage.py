@@ -17,10 +17,10 @@ from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, read_m
 
 
 def audit(
-    plan: BenchmarkPlan,
     weights: Mapping[tuple[str, str], Path],
     splits: Mapping[str, DatasetSplit],
     contents: Mapping[str, Mapping[str, list[str]]],
+    patterns: Mapping[str, re.Pattern[str]],
 ) -> dict[str, list[str]]:
     """What weights that are there have seen of the test cases of the targets they are for, or of their patients.
 
@@ -28,10 +28,10 @@ def audit(
     target may have come later. All are looked at once more before each run (`checked`).
 
     Args:
-        plan: the benchmark.
         weights: arm and target -> the weights file.
         splits: dataset name -> split, of every target.
         contents: dataset name -> case -> content hashes, see `data.Measured`.
+        patterns: the benchmark's patient regexes by dataset name.
 
     Returns:
         Arm -> what overlaps, as `Dataset:case`; empty for an arm without an overlap.
@@ -39,7 +39,7 @@ def audit(
     read = {path: read_metadata(path) for path in weights.values()}
     found: dict[str, list[str]] = {}
     for (arm, name), path in weights.items():
-        found.setdefault(arm, []).extend(overlap(read[path], {name: splits[name]}, contents, patterns_of(plan)))
+        found.setdefault(arm, []).extend(overlap(read[path], {name: splits[name]}, contents, patterns))
     return found
 
 

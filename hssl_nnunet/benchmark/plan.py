@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 
 from hssl_nnunet.benchmark.arms import Arm, chosen_arms
 from hssl_nnunet.benchmark.splits import budget_cases
-from hssl_nnunet.corpus.patients import parse_patient_regexes
+from hssl_nnunet.corpus.patients import find_dataset, parse_patient_regexes
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import dataset_name
@@ -22,14 +22,13 @@ from hssl_nnunet.typed_json import differences, merged, parse, to_json
 from hssl_nnunet.versions import machine
 
 PLAN_FILE, LEAKAGE_FILE, CASES_FILE = "benchmark.json", "leakage.json", "cases.json"
-# what a later run in the same folder may not change; it may add datasets, budgets, arms and seeds
+# what a later run in the same folder may not change, beside domains and patient regexes; it may add datasets, budgets,
+# arms and seeds
 FIXED = (
-    "domains",
     "configuration",
     "plans_name",
     "test_fraction",
     "tune",
-    "patient_regex",
     "nsd_tolerance_mm",
     "min_cases",
     "pretraining",
@@ -62,7 +61,8 @@ class BenchmarkPlan:
     Attributes:
         command: the first command.
         datasets: targets, by nnU-Net's dataset name.
-        domains: datasets that arms are pretrained on.
+        domains: datasets that arms are pretrained on; as typed none may be named: those of the earlier run, or the
+            targets of the first.
         configuration: nnU-Net's configuration.
         plans_name: plans of the targets and domains.
         budgets: label budgets, as typed.
@@ -109,7 +109,7 @@ def plan_from_options(
     *,
     command: str,
     datasets: Sequence[str],
-    domains: Sequence[str],
+    domains: Sequence[str] | None,
     configuration: str,
     plans_name: str,
     budgets: list[str],
@@ -140,7 +140,7 @@ def plan_from_options(
         command=command,
         commands=(command,),
         datasets=tuple(dataset_name(d) for d in datasets),
-        domains=tuple(dict.fromkeys(dataset_name(d) for d in domains)),
+        domains=tuple(dict.fromkeys(dataset_name(d) for d in domains or ())),
         configuration=configuration,
         plans_name=plans_name,
         budgets=tuple(dict.fromkeys(budgets)),
@@ -192,17 +192,24 @@ def _whole_arm(plan: BenchmarkPlan, name: str) -> dict[str, Any]:
 def check_same_values(before: BenchmarkPlan, plan: BenchmarkPlan, folder: Path) -> None:
     """Check that a later run adds to a benchmark and changes nothing that its records stand on.
 
+    Domains and patient regexes that it leaves out are the earlier ones, and the order of domains says nothing.
+
     Args:
         before: the benchmark's plan.
         plan: the later run's.
         folder: the benchmark's folder.
 
     Raises:
-        HSSLError: a value, or an arm of the same name, differs.
+        HSSLError: a value, a patient regex, or an arm of the same name differs, or a regex is wrong.
     """
     old, new = to_json(before), to_json(plan)
     old["plan_values"] = _completed(old["plan_values"], folder / PLAN_FILE)
     pairs = {key: (old[key], new[key]) for key in FIXED if key != "plan_values" or old[key]}  # older files lack it
+    pairs["domains"] = sorted(before.domains), sorted(plan.domains or before.domains)
+    names = _names(before, plan)
+    was, now = (parse_patient_regexes(each.patient_regex, names) for each in (before, plan))
+    for name in now.keys() & set(_names(before)):
+        pairs[f"patient_regex of {name}"] = was[name].pattern if name in was else None, now[name].pattern
     for name in before.arms.keys() & plan.arms.keys():
         pairs[f"arm {name}"] = _whole_arm(before, name), _whole_arm(plan, name)
     if changed := [line for key, (was, now) in pairs.items() for line in differences(key, was, now)]:
@@ -220,6 +227,8 @@ def extended(before: BenchmarkPlan, plan: BenchmarkPlan) -> BenchmarkPlan:
         command=before.command,
         commands=tuple(commands),
         datasets=tuple(dict.fromkeys((*before.datasets, *plan.datasets))),
+        domains=before.domains,
+        patient_regex=(*before.patient_regex, *regexes_of(plan, set(_names(plan)) - set(_names(before)))),
         budgets=tuple(dict.fromkeys((*before.budgets, *plan.budgets))),
         seeds=tuple(sorted({*before.seeds, *plan.seeds})),
         arms={**before.arms, **plan.arms},
@@ -232,7 +241,16 @@ def patterns_of(plan: BenchmarkPlan) -> dict[str, re.Pattern[str]]:
     Raises:
         HSSLError: a wrong one.
     """
-    return parse_patient_regexes(plan.patient_regex, list(dict.fromkeys((*plan.datasets, *plan.domains))))
+    return parse_patient_regexes(plan.patient_regex, _names(plan))
+
+
+def regexes_of(plan: BenchmarkPlan, names: Collection[str]) -> list[str]:
+    """The patient regexes of some of the benchmark's datasets, as typed."""
+    return [text for text in plan.patient_regex if find_dataset(text.partition("=")[0], list(names))]
+
+
+def _names(*plans: BenchmarkPlan) -> list[str]:
+    return list(dict.fromkeys(name for plan in plans for name in (*plan.datasets, *plan.domains)))
 
 
 def asked_folds(plan: BenchmarkPlan) -> list[tuple[int, str]]:

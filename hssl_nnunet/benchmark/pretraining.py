@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hssl_nnunet.benchmark.data import measured
 from hssl_nnunet.benchmark.leakage import names_of
-from hssl_nnunet.benchmark.plan import BenchmarkPlan, patterns_of
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, patterns_of, regexes_of
 from hssl_nnunet.benchmark.shuffled_groups import shuffled_groups
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
@@ -75,7 +75,6 @@ def _corpus(
         return found[0].parent.name
     arm = plan.arms[name]
     domains = plan.domains if target is None else (target,)
-    regexes = [r for r in plan.patient_regex if _names_one_of(r, domains)]
     report = build_corpus(
         domains,
         free_id(workspace),
@@ -84,17 +83,12 @@ def _corpus(
         configuration=plan.configuration,
         exclude_file=_exclusions(workspace, plan, splits, target),
         exclude_contents=_contents_kept_out(plan, splits if target is None else {target: splits[target]}),
-        patient_regex=regexes,
+        patient_regex=regexes_of(plan, domains),
         num_processes=default_processes(),
         pretraining_overrides=merged(dict(plan.pretraining), arm.pretraining),
         regroup=shuffled_groups if arm.groups == "shuffled" else None,
     )
     return report.dataset_name
-
-
-def _names_one_of(regex: str, domains: tuple[str, ...]) -> bool:
-    dataset = regex.partition("=")[0]
-    return any(dataset == d or (dataset.isdecimal() and int(dataset) == int(d[7:10])) for d in domains)
 
 
 def free_id(workspace: Workspace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -44,11 +45,11 @@ def plan_as_typed(
     values: Path | None,
     **others: Any,
 ) -> BenchmarkPlan:
-    """The plan of what follows `hssl benchmark run`, with what is not typed filled in, every name and value checked.
+    """The plan of what follows `hssl benchmark run`, every name and value checked.
 
     Args:
         datasets: targets.
-        domains: datasets to pretrain on; None = the targets.
+        domains: datasets to pretrain on; None = those of the earlier run, or the targets of the first.
         weights: weights files, each an arm of its own.
         arms: the other arms.
         plans_name: plans of the targets.
@@ -63,7 +64,7 @@ def plan_as_typed(
     return plan_from_options(
         command=shlex.join(["hssl", *sys.argv[1:]]),
         datasets=datasets,
-        domains=domains or datasets,
+        domains=domains,
         plans_name=load_preset(preset).plans_name if preset else plans_name,
         arms=[*arms, *(f"external:{path}" for path in weights or ())],
         patient_regex=patient_regex or (),
@@ -139,15 +140,15 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
 
 
 def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[tuple[str, str], list[str]]]:
-    workspace.check_plan(plan)
-    data = measured(plan, dict.fromkeys((*plan.datasets, *plan.domains)))
+    whole = workspace.check_plan(plan)
+    patterns, data = patterns_of(whole), measured(whole, dict.fromkeys((*plan.datasets, *whole.domains)))
     for name in data:  # once measured: the links are to lead to what was measured
         workspace.link(preprocessed_dir() / name)
     identifiers = {name: data[name].source.configuration["data_identifier"] for name in plan.datasets}
     masks = {name: masks_of(workspace.folder, workspace.preprocessed / name, of) for name, of in identifiers.items()}
     states = checked_data(workspace.folder, {name: data_state(one, masks.get(name, {})) for name, one in data.items()})
     contents = {name: data[name].contents for name in plan.datasets}
-    cases = {name: with_copies_joined(_cases(plan, name, masks[name]), contents[name]) for name in plan.datasets}
+    cases = {name: with_copies_joined(_cases(name, masks[name], patterns), contents[name]) for name in plan.datasets}
     folds = workspace.folds(plan)
     seeds = sorted({*plan.seeds, *(seed for seed, _ in folds)})  # a dataset that is new needs those of earlier runs
     splits = fixed_splits(workspace.folder, cases, plan.test_fraction, seeds, plan.tune)
@@ -155,10 +156,10 @@ def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dic
     pairs = list(product(plan.arms, plan.datasets))
     own = [(arm, name) for arm, name in pairs if plan.arms[arm].weights_of is None]  # others have what these have seen
     weights = {pair: path for pair in own if (path := weights_there(workspace, plan, *pair)) is not None}
-    audited = audit(plan, weights, splits, contents)
+    audited = audit(weights, splits, contents, patterns)
     check_same_weights(workspace.folder, weights)
     write_data(workspace.folder, states)
-    workspace.write_plan(plan)
+    workspace.write_plan(whole)
     write_splits(workspace.folder, splits)
     workspace.write_folds(folds, of_datasets)
     write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, pairs))
@@ -169,8 +170,7 @@ def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dic
     return jobs_of(workspace.folder, plan, refused), refused
 
 
-def _cases(plan: BenchmarkPlan, dataset_name: str, masks: Mapping[str, Mask]) -> list[CaseInfo]:
-    patterns = patterns_of(plan)
+def _cases(dataset_name: str, masks: Mapping[str, Mask], patterns: Mapping[str, re.Pattern[str]]) -> list[CaseInfo]:
     return [
         CaseInfo(case=case, patient=patient_of(case, dataset_name, patterns), labels=frozenset(mask.labels))
         for case, mask in masks.items()

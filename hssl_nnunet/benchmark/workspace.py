@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,24 @@ class Workspace:
         path = self.folder / PLAN_FILE
         return parse(BenchmarkPlan, read_json(path, "Run `hssl benchmark run -d ... -o ...` first."), path)
 
-    def check_plan(self, plan: BenchmarkPlan) -> None:
+    def check_plan(self, plan: BenchmarkPlan) -> BenchmarkPlan:
         """Check that a later run adds to a benchmark and changes nothing that its records stand on.
+
+        Returns:
+            The plan of the benchmark with this run: what was left out filled in, what earlier runs asked for beside it.
 
         Raises:
             HSSLError: a value, or an arm of the same name, differs from the earlier run's.
         """
-        if (self.folder / PLAN_FILE).is_file():
-            check_same_values(self.plan(), plan, self.folder)
+        if not (self.folder / PLAN_FILE).is_file():
+            return replace(plan, domains=plan.domains or plan.datasets)
+        before = self.plan()
+        check_same_values(before, plan, self.folder)
+        return extended(before, plan)
 
     def write_plan(self, plan: BenchmarkPlan) -> None:
-        """Keep the plan, with what earlier runs asked for beside it."""
-        there = (self.folder / PLAN_FILE).is_file()
-        write_json(self.folder / PLAN_FILE, to_json(extended(self.plan(), plan) if there else plan))
+        """Keep the plan of the benchmark."""
+        write_json(self.folder / PLAN_FILE, to_json(plan))
 
     def link(self, source: Path) -> Path:
         """Link a dataset's preprocessed folder, entry by entry; what is there stays, but for links to what has moved.

@@ -152,7 +152,7 @@ def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path)
     workspace.check_plan(plan)
     workspace.write_plan(plan)
     workspace.check_plan(options(seeds=3, budgets=["5%", "20%"], arms=["scratch", "hssl", "mae"], device=None))
-    workspace.write_plan(options(arms=["mae"], budgets=["20%"], command="again"))
+    workspace.write_plan(workspace.check_plan(options(arms=["mae"], budgets=["20%"], command="again")))
     kept = workspace.plan()
     assert kept.commands == ("hssl benchmark run", "again") and kept.command == "hssl benchmark run"
     assert (list(kept.arms), kept.budgets, kept.seeds) == (["scratch", "hssl", "mae"], ("5%", "20%"), (0,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from hssl_nnunet.benchmark.data import Measured
 from hssl_nnunet.benchmark.job import Run, finetune_run, weights_of
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.masks import Mask
-from hssl_nnunet.benchmark.plan import BenchmarkPlan
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, regexes_of
 from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
@@ -67,9 +68,10 @@ def nnunet_folds(workspace: Workspace, name: str) -> list[dict[str, list[str]]]:
 def test_commands_that_start_together_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, commands = Workspace(tmp_path / "bench"), {name: plan(budgets=["2", name]) for name in ("10", "5")}
     other = multiprocessing.get_context("fork").Process(target=run.prepare, args=(workspace, commands["5"]))
+    here = os.getpid()
 
-    def audit(asked: BenchmarkPlan, *_: object) -> dict[str, list[str]]:
-        if "10" in asked.budgets and other.pid is None:  # between reading the folds and writing them
+    def audit(*_: object) -> dict[str, list[str]]:
+        if os.getpid() == here and other.pid is None:  # between reading the folds and writing them
             other.start()
             other.join(2)
             assert other.is_alive()
@@ -124,12 +126,12 @@ def test_a_device_or_a_share_that_is_refused_leaves_nothing(
     assert not (tmp_path / "bench").exists()
 
 
-def test_what_is_not_typed_is_filled_in() -> None:
+def test_plans_are_named_by_preset_or_name() -> None:
     typed = {"domains": None, "weights": None, "patient_regex": None, "values": None, "plans_name": "nnUNetPlans"}
     others = {"configuration": "3d_fullres", "budgets": ["12"], "min_cases": 1, "seeds": 1, "test_fraction": 0.3}
     others |= {"tune": False, "nsd_tolerance_mm": 1.0, "device": "cpu"}
     made = run.plan_as_typed(datasets=["1"], arms=["scratch"], preset="cpu", **typed, **others)
-    assert (made.domains, made.plans_name) == ((LARGE,), "nnUNetCPUPlans")
+    assert (made.domains, made.plans_name) == ((), "nnUNetCPUPlans")
     made = run.plan_as_typed(datasets=["1"], arms=["scratch"], preset=None, **{**typed, "domains": ["2"]}, **others)
     assert (made.domains, made.plans_name) == ((SMALL,), "nnUNetPlans")
 
@@ -151,16 +153,15 @@ def test_weights_that_have_seen_a_dataset_that_joins_later_are_refused_there(
 ) -> None:
     seen = SimpleNamespace(dataset_name=SMALL, case="p00", patient="p00", content_hash="")
     monkeypatch.setattr(leakage, "read_metadata", lambda path: SimpleNamespace(images=[seen]))
-    whole = replace(plan(), datasets=(LARGE, SMALL))
     tests = {LARGE: "p01", SMALL: "p00"}
     splits = {name: DatasetSplit(test=(case,), patients={case: case}, order={}) for name, case in tests.items()}
     weights = {("hssl", name): tmp_path / "hssl.safetensors" for name in PATIENTS}
-    assert leakage.audit(whole, weights, splits, {}) == {"hssl": [f"{SMALL}:p00"]}
+    assert leakage.audit(weights, splits, {}, {}) == {"hssl": [f"{SMALL}:p00"]}
 
 
 def test_weights_of_a_pretraining_that_has_ended_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, asked = Workspace(tmp_path / "bench"), []
-    monkeypatch.setattr(run, "audit", lambda plan, weights, *_: asked.append(weights) or {})
+    monkeypatch.setattr(run, "audit", lambda weights, *_: asked.append(weights) or {})
     run.prepare(workspace, plan())
     told = workspace.folder / "jobs" / "pretrain" / "hssl" / "pretraining.json"
     told.parent.mkdir(parents=True)
@@ -190,15 +191,47 @@ def test_runs_of_one_arm_start_from_the_same_weights(tmp_path: Path, monkeypatch
 
 def test_a_run_keeps_what_was_found_of_arms_it_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, seen = Workspace(tmp_path / "bench"), {"hssl": [f"{LARGE}:p00"]}
-    monkeypatch.setattr(run, "audit", lambda plan, *_: seen if plan.command == "with the weights" else {})
-    for arms, command, kept in (
-        (["hssl"], "with the weights", seen),
-        (["scratch"], "others", seen),
-        (["hssl"], "without the weights", {"hssl": []}),  # they are gone, and will be made anew
+    for arms, found, kept in (
+        (["hssl"], seen, seen),
+        (["scratch"], {}, seen),
+        (["hssl"], {}, {"hssl": []}),  # its weights are gone, and will be made anew
     ):
-        _, refused = run.prepare(workspace, plan(arms=arms, command=command))
+        monkeypatch.setattr(run, "audit", lambda *_, found=found: found)
+        _, refused = run.prepare(workspace, plan(arms=arms))
         assert json.loads((workspace.folder / "leakage.json").read_text()) == kept
-        assert refused == ({("hssl", LARGE): seen["hssl"]} if command == "with the weights" else {})
+        assert refused == ({("hssl", LARGE): seen["hssl"]} if found else {})
+
+
+def test_domains_are_the_first_runs_in_any_order_and_left_out_too(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    run.prepare(workspace, plan(domains=None))
+    assert workspace.plan().domains == (LARGE,)
+    workspace = Workspace(tmp_path / "both")
+    run.prepare(workspace, plan(domains=[SMALL, LARGE]))
+    for domains in ([LARGE, SMALL], None):
+        run.prepare(workspace, plan(domains=domains, budgets=["2"]))
+        assert workspace.plan().domains == (SMALL, LARGE)
+    with pytest.raises(HSSLError, match=rf"domains was \['{LARGE}', '{SMALL}'\], is \['{SMALL}'\]"):
+        run.prepare(workspace, plan(domains=[SMALL]))
+
+
+def test_patient_regexes_of_other_runs_datasets_may_be_typed_or_left_out(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    asked = {"domains": [LARGE], "budgets": ["2"]}
+    run.prepare(workspace, plan(**asked))
+    run.prepare(workspace, plan(**asked, datasets=[SMALL], patient_regex=["2=p(.*)"]))
+    assert set(read_splits(workspace.folder)[SMALL].patients.values()) == {f"{i:02}" for i in range(6)}
+    for typed in (["2=p(.*)"], [f"{SMALL}=p(.*)"], []):
+        run.prepare(workspace, plan(**asked, patient_regex=typed))
+        assert workspace.plan().patient_regex == ("2=p(.*)",)
+        assert regexes_of(workspace.plan(), [LARGE]) == []
+    for typed, said in (
+        (["2=(.*)"], rf"patient_regex of {SMALL} was p\(\.\*\), is \(\.\*\)"),
+        (["1=(.*)"], f"patient_regex of {LARGE} was None"),
+        (["3=(.*)"], f"expected DATASET=REGEX .*{LARGE}, {SMALL}"),
+    ):
+        with pytest.raises(HSSLError, match=said):
+            run.prepare(workspace, plan(**asked, patient_regex=typed))
 
 
 def test_a_domain_that_is_named_twice_counts_once() -> None:
