@@ -81,9 +81,11 @@ def surface_scores(
 ) -> tuple[float, float]:
     """NSD and HD95 of two masks `(X, Y, Z)`.
 
+    An axis of one voxel, as of a 2D image, has no surface across it: contours within the slice are compared.
+
     Args:
         truth: the mask.
-        prediction: the predicted mask.
+        prediction: the predicted mask, of the same shape.
         spacing: mm per voxel.
         tolerance_mm: distance in mm up to which a surface counts as met.
     """
@@ -94,8 +96,10 @@ def surface_scores(
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.surface_dice import compute_surface_dice
 
-    box, mm = _bounding_box(truth | prediction), list(spacing)
-    predicted, true = (torch.from_numpy(m[box])[None, None].float() for m in (prediction, truth))  # (1, 1, X, Y, Z)
+    flat = [axis for axis, size in enumerate(truth.shape) if size == 1][: truth.ndim - 2]  # MONAI takes 2D and 3D
+    truth, prediction = (m.squeeze(tuple(flat)) for m in (truth, prediction))
+    box, mm = _bounding_box(truth | prediction), [s for axis, s in enumerate(spacing) if axis not in flat]
+    predicted, true = (torch.from_numpy(m[box])[None, None].float() for m in (prediction, truth))  # (1, 1, X, Y[, Z])
     nsd = compute_surface_dice(predicted, true, [tolerance_mm], True, spacing=mm, use_subvoxels=True)
     hd95 = compute_hausdorff_distance(predicted, true, True, percentile=95, spacing=mm)
     return float(nsd), float(hd95)

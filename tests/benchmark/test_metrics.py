@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy.spatial.distance import cdist
@@ -16,6 +17,9 @@ from hssl_nnunet.benchmark.metrics import case_scores, dice, label_values, surfa
 from hssl_nnunet.errors import HSSLError
 
 pytest.importorskip("monai", reason='needs pip install "hssl_nnunet[benchmark]"')
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance  # noqa: E402
+from monai.metrics.surface_dice import compute_surface_dice  # noqa: E402
+
 DATASET_JSON = {"labels": {"background": 0, "a": 1, "b": 2, "none": 3}, "file_ending": ".nii.gz"}
 
 
@@ -67,6 +71,19 @@ def test_a_mask_at_the_border_of_the_image_has_a_surface_there() -> None:
     mask = np.zeros((8, 8, 8), dtype=bool)
     mask[:4] = True
     assert surface_scores(mask, mask, (1, 1, 1), 0.5) == pytest.approx((1.0, 0.0))
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_single_slice_is_scored_by_its_contours(axis: int) -> None:
+    """As nnU-Net reads a 2D image: one slice, 999 mm thick."""
+    truth, prediction = (ball((40, 50), (1.0, 0.5), (20, centre), 6) for centre in (10, 13))
+    flat = [torch.from_numpy(m)[None, None].float() for m in (prediction, truth)]
+    nsd = compute_surface_dice(*flat, [1.0], True, spacing=[1.0, 0.5], use_subvoxels=True)
+    hd95 = compute_hausdorff_distance(*flat, True, percentile=95, spacing=[1.0, 0.5])
+    spacing = [1.0, 0.5]
+    spacing.insert(axis, 999.0)
+    found = surface_scores(np.expand_dims(truth, axis), np.expand_dims(prediction, axis), spacing, 1.0)
+    assert found == pytest.approx((float(nsd), float(hd95)), abs=1e-6) and 0.1 < found[0] < 0.8 and 2 < found[1] < 4
 
 
 def test_equal_and_empty_masks() -> None:
