@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_benchmark import DATASETS, run
+from tiny_benchmark import DATASETS, Page, run
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.records import LeakageCheck, RunRecord, write_record
 from hssl_nnunet.benchmark.report.audit import EVERY_TARGET, audits
 from hssl_nnunet.benchmark.report.content import read_content
+from hssl_nnunet.benchmark.report.page import write_report
 from hssl_nnunet.typed_json import to_json
 
 ONE, OTHER = DATASETS
@@ -57,6 +58,14 @@ def test_a_file_that_was_audited_says_so_and_one_that_has_seen_cases_is_refused(
         ("file", ONE): "REFUSED a, c",
         ("file", OTHER): "REFUSED b",
     }
+
+
+def test_only_runs_that_should_not_be_there_are_not_to_be_trusted(tmp_path: Path) -> None:
+    seen = {"file": [f"{ONE}:a", f"{OTHER}:b"]}
+    told(tmp_path, *(record_of(arm, ONE) for arm in ("scratch", "file")), leakage=seen)
+    answer = Page(write_report(tmp_path).read_text()).sections["answer"]
+    assert answer.count("Not to be trusted") == 1 and f"of file has seen test cases of {ONE}, see" in answer
+    assert f"file was refused on {OTHER}, of which" in answer
 
 
 def test_records_tell_what_was_compared_and_in_how_many_runs(tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ class Audit:
         dataset: the target, or `EVERY_TARGET`.
         told: what was found, or what was done.
         refused: whether `told` names test cases that its weights have seen.
+        run: whether the arm has a run there all the same, where it is refused.
     """
 
     arm: str
     dataset: str
     told: str
     refused: bool = False
+    run: bool = False
 
 
 def audits(content: Content) -> list[Audit]:
@@ -46,7 +48,11 @@ def audits(content: Content) -> list[Audit]:
 
 def _of_arm(content: Content, arm: str) -> list[Audit]:
     leaked = content.facts.leaked(arm)
-    refused = [Audit(arm=arm, dataset=name, told=", ".join(seen), refused=True) for name, seen in leaked.items()]
+    ran = {r.dataset_name for r in content.records if r.arm == arm}
+    refused = [
+        Audit(arm=arm, dataset=name, told=", ".join(seen), refused=True, run=name in ran)
+        for name, seen in leaked.items()
+    ]
     return refused + (_compared(content, arm) if arm in content.arms or not refused else [])
 
 
