@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hssl_nnunet.corpus.cases import Case, dataset_id
+from hssl_nnunet.corpus.cases import SHOWN, Case, dataset_id
 from hssl_nnunet.corpus.domain_plans import Source
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Mapper, Result, fingerprint_files
 from hssl_nnunet.corpus.integrity import Problem, channel_finding, read_quarantine
@@ -20,7 +20,6 @@ from hssl_nnunet.remedies import preprocess_command
 Measured = Mapping[str, Result]
 Quarantine = Mapping[str, list[Problem]]
 NOT_PREPROCESSED = "not preprocessed"
-SHOWN = 10  # cases named in one problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

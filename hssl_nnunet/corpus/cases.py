@@ -14,6 +14,8 @@ from hssl_nnunet.corpus.manifest import MANIFEST
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import dataset_name, preprocessed_dir, raw_dir
 
+SHOWN = 10  # cases named in one message
+
 
 @dataclass(frozen=True)
 class Case:
@@ -38,10 +40,11 @@ class RawDataset:
         name: `DatasetXXX_Name`.
         folder: the folder.
         dataset_json: content of its dataset.json.
-        labelled: cases of imagesTr with a mask; empty if `labels` is {} or labelsTr is missing or empty.
+        labelled: cases of imagesTr with a mask; empty if `labels` is {}.
         unlabelled: all other cases of imagesTr, and those of imagesTs.
         stray: visible image files whose name lacks the channel suffix, as `_0000`.
-        note: what the user may not expect of the cases, or nothing.
+        orphans: masks of labelsTr whose image is not in imagesTr; empty if `labels` is {}.
+        notes: what the user may not expect of the cases.
     """
 
     name: str
@@ -50,15 +53,31 @@ class RawDataset:
     labelled: tuple[Case, ...]
     unlabelled: tuple[Case, ...]
     stray: tuple[Path, ...]
+    orphans: tuple[Path, ...]
 
     @property
-    def note(self) -> str | None:
+    def maskless(self) -> tuple[Case, ...]:
+        """Cases of imagesTr that lack a mask, in a dataset that has some."""
+        return tuple(c for c in self.unlabelled if self.labelled and c.images[0].parent.name == "imagesTr")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
         """What the user may not expect of the cases."""
-        if self.labelled or not self.dataset_json["labels"]:
-            return None
+        if not self.dataset_json["labels"]:
+            return ()
+        masks = self.folder / "labelsTr"
+        if not self.labelled:
+            return (
+                f"{self.name}: dataset.json names labels, but {masks} holds no mask of an image: its images are "
+                "treated as images without masks.",
+            )
+        names = [c.name for c in self.maskless]
+        if not names:
+            return ()
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         return (
-            f"{self.name}: dataset.json names labels, but {self.folder / 'labelsTr'} holds no mask: its images are "
-            "treated as images without masks."
+            f"{self.name}: {len(names)} image(s) of imagesTr have no mask in {masks} and are treated as images without "
+            f"masks: {', '.join(names[:SHOWN])}{more}.",
         )
 
 
@@ -89,9 +108,10 @@ def read_raw_dataset(dataset_name_or_id: str | int) -> RawDataset:
     test, stray_test = _cases_of(folder / "imagesTs", dataset_json)
     if not training and not test:
         raise _without_images(folder, dataset_json["file_ending"], stray + stray_test)
-    labelled = training if dataset_json["labels"] and _has_masks(folder, dataset_json) else []
-    unlabelled = test if labelled else [Case(c.name, c.images, None) for c in training] + test
-    return RawDataset(name, folder, dataset_json, tuple(labelled), tuple(unlabelled), tuple(stray + stray_test))
+    labelled, maskless, orphans = _by_mask(folder, dataset_json, training, stray)
+    unlabelled = [Case(c.name, c.images, None) for c in maskless] + test
+    strays = tuple(stray + stray_test)
+    return RawDataset(name, folder, dataset_json, tuple(labelled), tuple(unlabelled), strays, tuple(orphans))
 
 
 def _not_raw(name: str) -> HSSLError:
@@ -153,7 +173,17 @@ def _cases_of(folder: Path, dataset_json: dict[str, Any], masks: Path | None = N
     return cases, stray
 
 
-def _has_masks(folder: Path, dataset_json: dict[str, Any]) -> bool:
-    if "dataset" in dataset_json:
-        return True
-    return any(not p.name.startswith(".") for p in (folder / "labelsTr").glob(f"*{dataset_json['file_ending']}"))
+def _by_mask(
+    folder: Path, dataset_json: dict[str, Any], training: list[Case], stray: list[Path]
+) -> tuple[list[Case], list[Case], list[Path]]:
+    """Cases with a mask, cases without, and masks without a case."""
+    if not dataset_json["labels"]:
+        return [], training, []
+    if "dataset" in dataset_json:  # a mask that is named and missing is for `check_case` to refuse
+        return training, [], []
+    ending = dataset_json["file_ending"]
+    masks = {p.name: p for p in sorted((folder / "labelsTr").glob(f"*{ending}")) if not p.name.startswith(".")}
+    labelled = [c for c in training if c.name + ending in masks]
+    maskless = [c for c in training if c.name + ending not in masks]
+    wanted = {c.name + ending for c in labelled} | {file.name for file in stray}  # a stray file is told by itself
+    return labelled, maskless, [p for name, p in masks.items() if name not in wanted]

@@ -2,8 +2,9 @@
 
 Datasets without masks get a fingerprint in nnU-Net's schema whose intensity statistics come from the nonzero voxels
 instead of the foreground; nnU-Net's planner then works on it unchanged. Images that nnU-Net must not see (quarantined
-ones, files without a channel suffix) are kept from it by a view: a temporary nnUNet_raw that holds only a dataset.json
-which lists the good files, in nnU-Net's own `dataset` form. The user's raw folder is never touched.
+ones, files without a channel suffix, images of imagesTr without a mask) are kept from it by a view: a temporary
+nnUNet_raw that holds only a dataset.json which lists the good files, in nnU-Net's own `dataset` form. The user's raw
+folder is never touched.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def nnunet_sees(dataset: RawDataset, cases: Sequence[Case]) -> Iterator[None]:
     Afterwards the dataset.json that nnU-Net copied into nnUNet_preprocessed names no temporary path.
     """
     hidden = any(p.name.startswith(".") for p in (dataset.folder / "imagesTr").glob("*"))
-    if dataset.labelled == tuple(cases) and not dataset.stray and not hidden:
+    if dataset.labelled == tuple(cases) and not dataset.maskless and not dataset.stray and not hidden:
         yield
         return
     true_json = dataset.dataset_json | {"numTraining": len(cases)}

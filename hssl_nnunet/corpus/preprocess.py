@@ -135,9 +135,8 @@ def _one_dataset(
     problems, labelled, unlabelled = check_dataset(dataset, configurations, reader, num_processes)
     write_quarantine(dataset.name, problems)
     planned_from = labelled if dataset.labelled else unlabelled
-    notes = [dataset.note] if dataset.note else []
     if not planned_from:  # nothing to plan from: the list of problems says why
-        return DatasetReport(dataset.name, 0, 0, _quarantined(problems), tuple(notes)), problems
+        return DatasetReport(dataset.name, 0, 0, _quarantined(problems), dataset.notes), problems
     with _explained(dataset.name), nnunet_sees(dataset, planned_from):
         plan_dataset(dataset, planned_from, preset, reader, num_processes)
         plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{preset.plans_name}.json"))
@@ -148,7 +147,7 @@ def _one_dataset(
         for configuration in planned:
             _preprocess_unlabelled(dataset, unlabelled, plans, configuration, num_processes)
     counts = len(labelled), len(unlabelled), _quarantined(problems)
-    return DatasetReport(dataset.name, *counts, (*notes, *unplanned)), problems
+    return DatasetReport(dataset.name, *counts, (*dataset.notes, *unplanned)), problems
 
 
 def _planned(dataset: str, plans: PlansManager, configurations: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -55,7 +55,7 @@ def check_dataset(
     check = partial(check_case, expected=expectation(dataset, configurations, reader))
     cases = dataset.labelled + dataset.unlabelled
     found = list(map_cases(check, cases, num_processes, f"Checking {dataset.name}"))
-    problems = _stray_files(dataset) + [p for ps in found for p in ps]
+    problems = _stray_files(dataset) + _orphans(dataset) + [p for ps in found for p in ps]
     good = [case for case, ps in zip(cases, found, strict=True) if not ps]
     labelled = [c for c in good if c.mask is not None]
     unlabelled, duplicates = _without_duplicates(dataset, [c for c in good if c.mask is None])
@@ -67,6 +67,21 @@ def _stray_files(dataset: RawDataset) -> list[Problem]:
     stems = [(file, file.name.removesuffix(ending)) for file in dataset.stray]
     return [
         Problem(dataset.name, stem, str(file), what, f"Rename it to {stem}_0000{ending}, or remove it.")
+        for file, stem in stems
+    ]
+
+
+def _orphans(dataset: RawDataset) -> list[Problem]:
+    ending = dataset.dataset_json["file_ending"]
+    stems = [(file, file.name.removesuffix(ending)) for file in dataset.orphans]
+    return [
+        Problem(
+            dataset.name,
+            stem,
+            str(file),
+            "mask without image",
+            f"Add imagesTr/{stem}_0000{ending}, give the mask the name of its image, or remove it.",
+        )
         for file, stem in stems
     ]
 

@@ -109,7 +109,8 @@ class Folders:
                 (preprocessed / kind / f"{case}.b2nd").touch()
         if labelled:
             (raw / "labelsTr").mkdir()
-            (raw / "labelsTr" / f"{next(iter(labelled))}.nii.gz").touch()
+            for case in labelled:
+                (raw / "labelsTr" / f"{case}.nii.gz").touch()
         dataset_json = {
             "channel_names": {str(i): c for i, c in enumerate(channels)},
             "labels": {"background": 0, "a": 1} if labelled else {},

@@ -110,12 +110,36 @@ def test_a_folder_without_any_suffix(nnunet_folders: dict[str, Path]) -> None:
 
 def test_labels_without_masks_are_noted(nnunet_folders: dict[str, Path]) -> None:
     folder = raw(nnunet_folders)
-    note = read_raw_dataset(31).note
-    assert note is not None and str(folder / "labelsTr") in note and "images without masks" in note
+    (note,) = read_raw_dataset(31).notes
+    assert str(folder / "labelsTr") in note and "images without masks" in note
     raw(nnunet_folders, labels={})
-    assert read_raw_dataset(31).note is None
+    assert read_raw_dataset(31).notes == ()
     raw(nnunet_folders, ("labelsTr/a",))
-    assert read_raw_dataset(31).note is None
+    assert read_raw_dataset(31).notes == ()
+
+
+def test_images_without_a_mask_and_masks_without_an_image(nnunet_folders: dict[str, Path]) -> None:
+    folder = raw(
+        nnunet_folders,
+        ("imagesTr/a_0000", "imagesTr/b_0000", "imagesTr/d", "imagesTs/t_0000")
+        + ("labelsTr/a", "labelsTr/c", "labelsTr/d", "labelsTr/._b"),
+    )
+    dataset = read_raw_dataset(31)
+    assert [(c.name, c.mask) for c in dataset.labelled] == [("a", folder / "labelsTr" / "a.nii.gz")]
+    assert [(c.name, c.mask) for c in dataset.unlabelled] == [("b", None), ("t", None)]
+    assert dataset.orphans == (folder / "labelsTr" / "c.nii.gz",)  # d has an image, whose name is wrong
+    (note,) = dataset.notes
+    assert "1 image(s) of imagesTr have no mask" in note and note.endswith(": b.")
+    raw(nnunet_folders, labels={})
+    assert read_raw_dataset(31).orphans == ()
+
+
+def test_masks_that_are_all_called_otherwise(nnunet_folders: dict[str, Path]) -> None:
+    raw(nnunet_folders, ("imagesTr/a_0000", "labelsTr/a_seg"))
+    dataset = read_raw_dataset(31)
+    assert dataset.labelled == () and [c.name for c in dataset.unlabelled] == ["a"]
+    assert [p.name for p in dataset.orphans] == ["a_seg.nii.gz"]
+    assert "holds no mask of an image" in dataset.notes[0]
 
 
 def test_the_id_of_a_name() -> None:

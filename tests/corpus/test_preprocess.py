@@ -215,6 +215,31 @@ def test_a_configuration_that_nnunet_does_not_plan(nnunet_folders: Folders) -> N
     assert len(arrays(nnunet_folders["nnUNet_preprocessed"] / NAME / UNLABELLED)) == 4
 
 
+def test_images_without_a_mask_take_part_beside_those_with_one(nnunet_folders: Folders, quick: None) -> None:
+    raw = dataset(nnunet_folders["nnUNet_raw"], training="abc", test="d")
+    (raw / "labelsTr" / "b.nii.gz").unlink()
+    save(raw / "labelsTr" / "lost.nii.gz", (voxels(7) > 110).astype(np.uint8))
+    report = plan_and_preprocess([31], num_processes=1)
+    assert report.exit_code == 3
+    assert [(p.case, p.what, p.file) for p in report.problems] == [
+        ("lost", "mask without image", str(raw / "labelsTr" / "lost.nii.gz"))
+    ]
+    assert [(d.labelled, d.unlabelled, d.quarantined) for d in report.datasets] == [(2, 2, 1)]
+    assert "treated as images without masks: b." in report.datasets[0].notes[0]
+    folder = nnunet_folders["nnUNet_preprocessed"] / NAME
+    assert len(json.loads((folder / "dataset_fingerprint.json").read_text())["spacings"]) == 2  # planned from a and c
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 2
+    assert sorted(arrays(folder / STOCK)) == ["a.b2nd", "a_seg.b2nd", "c.b2nd", "c_seg.b2nd"]
+    assert sorted(arrays(folder / UNLABELLED)) == ["b.b2nd", "b_seg.b2nd", "d.b2nd", "d_seg.b2nd"]
+    assert sorted(p.name for p in (folder / "gt_segmentations").iterdir()) == ["a.nii.gz", "c.nii.gz"]
+
+    save(raw / "labelsTr" / "b.nii.gz", (voxels(ord("b")) > 110).astype(np.uint8))
+    (raw / "labelsTr" / "lost.nii.gz").unlink()
+    report = plan_and_preprocess([31], num_processes=1)
+    assert report.exit_code == 0 and report.datasets[0].notes == ()
+    assert "b.b2nd" in arrays(folder / STOCK) and "b.b2nd" not in arrays(folder / UNLABELLED)
+
+
 def test_labels_without_masks_are_noted(nnunet_folders: Folders) -> None:
     raw = dataset(nnunet_folders["nnUNet_raw"], training="ab", masks=False)
     content = json.loads((raw / "dataset.json").read_text())
