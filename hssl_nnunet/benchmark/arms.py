@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ class Arm:
         trainer: trainer class of the fine-tuning.
         pretrained_on: domains of its own pretraining: `all`, the `target`'s alone, or `none`.
         weights_of: another arm whose weights it takes instead; null = its own.
-        weights_file: a weights file that it takes instead; null = none.
+        weights_file: a weights file that it takes instead, by its whole path; null = none.
         groups: the corpus' `hierarchy`, or `shuffled` over the domains.
         pretraining: values that differ from the preset's pretraining; nested keys merge.
         finetuning: values that differ from the preset's fine-tuning.
@@ -52,6 +52,10 @@ class Arm:
         """Whether it starts from weights."""
         return self.trainer == FINETUNE_TRAINER
 
+    def resolved(self) -> Arm:
+        """The arm with the whole path of its weights file, which may be told from the current folder."""
+        return self if self.weights_file is None else replace(self, weights_file=str(Path(self.weights_file).resolve()))
+
 
 def known_arms() -> dict[str, Arm]:
     """The arms that ship with the package."""
@@ -69,8 +73,8 @@ def chosen_arms(names: Sequence[str], own: Mapping[str, Arm]) -> dict[str, Arm]:
         own: arms of the user's own, beside those that ship.
 
     Raises:
-        HSSLError: an unknown name, a name twice, an own arm of a known name, an arm whose weights nothing makes, an
-            unknown trainer, or an external file that is missing.
+        HSSLError: an unknown name, a name twice, an own arm of a known name, an arm whose weights nothing makes or
+            several things do, an unknown trainer, or a weights file that is missing.
     """
     known, arms = known_arms(), dict[str, Arm]()
     if taken := sorted(own.keys() & known.keys()):
@@ -80,7 +84,7 @@ def chosen_arms(names: Sequence[str], own: Mapping[str, Arm]) -> dict[str, Arm]:
         name, arm = _external(text) if text.startswith(EXTERNAL) else (text, _known(text, known))
         if name in arms:
             raise HSSLError(f"Two arms are called {name}. Name each once; rename one of two files of the same name.")
-        arms[name] = arm
+        arms[name] = arm.resolved()
     for name, arm in arms.items():
         _check(name, arm, arms)
     return arms
@@ -94,6 +98,7 @@ def _check(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
     trainers = sorted(p.stem for p in trainers_dir().glob("nnUNetTrainer*.py") if p.stem != PRETRAIN_TRAINER)
     if arm.trainer not in trainers:
         raise unknown_name("trainer", arm.trainer, trainers)
+    _check_sources(name, arm)
     source = arms.get(arm.weights_of) if arm.weights_of is not None else arm
     if source is None:
         raise HSSLError(f"Arm {name} takes the weights of {arm.weights_of}: name {arm.weights_of} in `--arms` too.")
@@ -101,6 +106,21 @@ def _check(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
         raise HSSLError(
             f"Arm {name} starts from weights that nothing makes. Set `pretrained_on` to all or target, or `weights_of` "
             f"to an arm that has it, or `trainer` to {SCRATCH_TRAINER}."
+        )
+
+
+def _check_sources(name: str, arm: Arm) -> None:
+    values = {"weights_file": arm.weights_file, "weights_of": arm.weights_of}
+    values |= {"pretrained_on": None if arm.pretrained_on == "none" else arm.pretrained_on}
+    sources = [f"`{key}` {value}" for key, value in values.items() if value is not None]
+    if len(sources) > 1:
+        raise HSSLError(f"Arm {name} takes its weights from {' and '.join(sources)}: leave one.")
+    if sources and not arm.seeded:
+        raise HSSLError(f"Arm {name}: {arm.trainer} starts from no weights. Leave out {sources[0]}, or the `trainer`.")
+    if arm.weights_file is not None and not Path(arm.weights_file).is_file():
+        raise HSSLError(
+            f"Arm {name}: {arm.weights_file} does not exist. Name a weights file, as `hssl pretrain` or `hssl import` "
+            "writes it."
         )
 
 
@@ -112,8 +132,4 @@ def _known(name: str, known: Mapping[str, Arm]) -> Arm:
 
 def _external(text: str) -> tuple[str, Arm]:
     path = Path(text.removeprefix(EXTERNAL)).resolve()
-    if not path.is_file():
-        raise HSSLError(
-            f"Arm {text}: {path} does not exist. Name a weights file, as `hssl pretrain` or `hssl import` writes it."
-        )
     return f"external_{path.stem}", Arm(description=f"weights of {path.name}", weights_file=str(path))

@@ -185,7 +185,8 @@ def _resolved_arm(plans_name: str, base: dict[str, dict[str, Any]], name: str, a
 def _whole_arm(plan: BenchmarkPlan, name: str) -> dict[str, Any]:
     """An arm with every value of its plans, a default said or left out; its description may change."""
     base: dict[str, dict[str, Any]] = {"pretraining": plan.pretraining, "finetuning": plan.finetuning}
-    values = {key: value for key, value in to_json(plan.arms[name]).items() if key != "description"}
+    arm = plan.arms[name].resolved()  # older files have the path as it was typed
+    values = {key: value for key, value in to_json(arm).items() if key != "description"}
     return {**values, **_resolved_arm(plan.plans_name, base, name, plan.arms[name])}
 
 

@@ -20,6 +20,7 @@ from hssl_nnunet.benchmark.run import _with_earlier, jobs_of, refused_arms
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.launch import SCRATCH_TRAINER
 from hssl_nnunet.paths import ENV_RAW
 
 MR, PET, CINE = "Dataset052_MR", "Dataset053_PET", "Dataset054_Cine"
@@ -200,11 +201,29 @@ def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_p
         (["scratch", "low"], {"low": {**low, "weights_of": "scratch"}}, "nothing makes"),
         (["low"], {"low": {"description": "x"}}, "nothing makes"),
         (["a", "b"], {"a": {**low, "weights_of": "b"}, "b": {**low, "weights_of": "a"}}, "nothing makes"),
+        (["low"], {"low": {**low, "weights_file": "w"}}, r"`weights_file` /.*/w and `weights_of` hssl: leave one"),
+        (["low"], {"low": {**low, "pretrained_on": "all"}}, "`weights_of` hssl and `pretrained_on` all: leave one"),
+        (["hssl", "low"], {"low": {**low, "trainer": SCRATCH_TRAINER}}, f"{SCRATCH_TRAINER} starts from no weights"),
+        (["own"], {"own": {"description": "x", "weights_file": "w"}}, "own: /.*/w does not exist.*hssl import"),
         (["a.b"], {"a.b": {"description": "x", "pretrained_on": "all"}}, "names a dataset"),
         (["a/b"], {"a/b": {"description": "x", "pretrained_on": "all"}}, "becomes a folder"),
     ):
         with pytest.raises(HSSLError, match=f"(?s){said}"):
             chosen(arms, added)
+
+
+def test_a_weights_file_is_told_from_where_the_command_is_typed(
+    plan: BenchmarkPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "w.safetensors").touch()
+    arm = {"description": "x", "weights_file": "w.safetensors"}
+    (tmp_path / "values.json").write_text(json.dumps({"arms": {"own": arm}}))
+    monkeypatch.chdir(tmp_path)
+    made = options(arms=["own"], values_file=Path("values.json"))
+    assert made.arms["own"].weights_file == str(tmp_path / "w.safetensors")
+    workspace = Workspace(tmp_path / "bench")
+    workspace.write_plan(replace(made, arms={"own": replace(made.arms["own"], weights_file="w.safetensors")}))
+    workspace.check_plan(made)  # as an older version wrote it
 
 
 def test_defaults_that_changed_between_versions_are_noticed(plan: BenchmarkPlan, tmp_path: Path) -> None:
