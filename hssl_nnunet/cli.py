@@ -20,6 +20,7 @@ from rich.markup import escape
 from hssl_nnunet import __version__
 from hssl_nnunet.cli_benchmark import benchmark_app
 from hssl_nnunet.cli_options import (
+    DEFAULT_CONFIGURATIONS,
     Configuration,
     Configurations,
     Continue,
@@ -31,6 +32,7 @@ from hssl_nnunet.cli_options import (
     ListCommand,
     NumGpus,
     NumProcesses,
+    replaced_flags,
     show,
 )
 from hssl_nnunet.cli_slurm import slurm_app
@@ -38,7 +40,7 @@ from hssl_nnunet.cli_transfer import export, import_, inspect, seed
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, ENV_TRAINERS, plans_dir, trainers_dir
 
-DEFAULT_CONFIGURATIONS = ["3d_fullres"]
+USAGE_ERROR = 2  # typer's exit code
 
 app = typer.Typer(
     help="Hierarchical self-supervised pretraining for nnU-Net v2: many domains, one set of weights, any plan.",
@@ -178,6 +180,8 @@ def finetune(
     device: Device = None,
     continue_training: Continue = False,
     num_gpus: NumGpus = 1,
+    npz: Annotated[bool, typer.Option("--npz", help="Keep the probabilities of the validation.")] = False,
+    only_validate: Annotated[bool, typer.Option("--val", help="Validate a finished training again, no more.")] = False,
 ) -> None:
     """Fine-tune a seeded target: nnUNetv2_train with nnUNetTrainerHSSLFinetune."""
     from hssl_nnunet.launch import finetune as run
@@ -191,6 +195,8 @@ def finetune(
         device=device,
         continue_training=continue_training,
         num_gpus=num_gpus,
+        npz=npz,
+        only_validate=only_validate,
     )
     print(f"Model: {folder}")
 
@@ -258,6 +264,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run `hssl`; a user's mistake and a full disk become one message, anything unexpected keeps its traceback."""
     try:
         app(args=args, prog_name="hssl")
+    except SystemExit as end:
+        for told in replaced_flags(sys.argv[1:] if args is None else args) if end.code == USAGE_ERROR else ():
+            print(told, file=sys.stderr)
+        raise
     except HSSLError as error:
         _fail(str(error))
     except (OSError, RuntimeError) as error:

@@ -10,7 +10,22 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+DEFAULT_CONFIGURATIONS = ["3d_fullres"]
 WIDTH_IN_A_FILE = 160  # rich would cut tables at 80
+
+# what nnU-Net's users type, and what there is instead
+NNUNET_FLAGS = {
+    "-pl": "choose the planner by `--preset`, or plan with nnUNetv2_plan_experiment and name the plans with `-p`.",
+    "-tr": "`hssl` trains with its own trainers; for another one type nnUNetv2_train.",
+    "-pretrained_weights": "weights go into the plans first, with `hssl seed -d TARGET -w FILE`.",
+    "--val_best": "type nnUNetv2_train, with the trainers that `hssl paths --export` shows to it.",
+    "--disable_checkpointing": "type nnUNetv2_train, with the trainers that `hssl paths --export` shows to it.",
+}
+
+
+def replaced_flags(words: Sequence[str]) -> list[str]:
+    """What there is instead of those of nnU-Net's flags that our commands do not have."""
+    return [f"{word}: {NNUNET_FLAGS[word]}" for word in words if word in NNUNET_FLAGS]
 
 
 class ListCommand(TyperCommand):

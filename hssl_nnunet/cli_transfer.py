@@ -8,22 +8,23 @@ from typing import Annotated
 import typer
 
 from hssl_nnunet.cli_options import (
+    DEFAULT_CONFIGURATIONS,
     Configuration,
     Configurations,
-    DefaultPlans,
     FoundPlans,
     OneDataset,
     show,
 )
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, finetune_command
 
-DEFAULT_CONFIGURATIONS = [DEFAULT_CONFIGURATION]
-
 
 def seed(
     dataset: OneDataset,
     weights: Annotated[Path, typer.Option("-w", metavar="FILE", help="Weights of a pretraining.", show_default=False)],
-    plans_name: DefaultPlans = "nnUNetPlans",
+    plans_name: Annotated[
+        str | None,
+        typer.Option("-p", help="Plans of the target; default: nnUNetPlans, else the weights'.", show_default=False),
+    ] = None,
     configurations: Configurations = DEFAULT_CONFIGURATIONS,
     pth: Annotated[
         Path | None, typer.Option("--pth", metavar="OUT", help="Also write a file for stock -pretrained_weights.")
@@ -39,8 +40,9 @@ def seed(
     preset's; remove that file to get the preset's back.
     """
     from hssl_nnunet.transfer.report import render
-    from hssl_nnunet.transfer.seeding import seed_target, seeded_plans_file
+    from hssl_nnunet.transfer.seeding import plans_to_seed, seed_target, seeded_plans_file
 
+    plans_name = plans_name or plans_to_seed(dataset, weights)
     reports = seed_target(dataset, weights, plans_name, configurations, pth, nnssl)
     for report in reports.values():
         show(render(report, full=True))
@@ -65,8 +67,9 @@ def export(
     """Write a fine-tuned model that stock nnUNetv2_predict runs on a machine without this package."""
     from hssl_nnunet.launch import target_plans_name
     from hssl_nnunet.paths import dataset_name
-    from hssl_nnunet.transfer.export import export_model, prediction_commands
+    from hssl_nnunet.transfer.export import export_model, prediction_commands, trained_plans_name
 
+    plans_name = plans_name or trained_plans_name(dataset, trainer, configuration)
     plans_name = plans_name or target_plans_name(dataset_name(dataset), configuration)
     exported = export_model(dataset, configuration, plans_name, trainer, folds, output, checkpoint)
     print(f"Wrote {exported}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,19 @@ from hssl_nnunet.device import check_gpus, choose_device, set_threads
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.locks import claimed
-from hssl_nnunet.paths import add_trainers_to_environment, dataset_name, preprocessed_dir, results_dir, trainers_dir
+from hssl_nnunet.paths import (
+    FINAL_CHECKPOINT,
+    add_trainers_to_environment,
+    dataset_name,
+    preprocessed_dir,
+    results_dir,
+    trainers_dir,
+)
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block, target_block
 from hssl_nnunet.preflight import check_batch, check_fold, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import available_cpus, check_shares, joined, run_under_torchrun, under_torchrun
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, corpus_command, preprocess_command, seed_command
-from hssl_nnunet.run_folder import FINAL_CHECKPOINT, final_checkpoint, refuse_to_overwrite, resumable
+from hssl_nnunet.run_folder import final_checkpoint, refuse_to_overwrite, refuse_unfinished, resumable
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +38,14 @@ SCRATCH_TRAINER = "nnUNetTrainerHSSLScratch"
 VANILLA_TRAINER = "nnUNetTrainerHSSLVanilla"
 TRAINERS = (PRETRAIN_TRAINER, FINETUNE_TRAINER, SCRATCH_TRAINER, VANILLA_TRAINER)
 SMALL_MACHINE_CORES = 4
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How the validation cases are predicted at the end: with their probabilities kept, and whether that is all."""
+
+    npz: bool = False
+    alone: bool = False
 
 
 def set_environment() -> None:
@@ -84,6 +100,8 @@ def finetune(
     device: str | None = None,
     continue_training: bool = False,
     num_gpus: int = 1,
+    npz: bool = False,
+    only_validate: bool = False,
 ) -> Path:
     """Fine-tune a seeded target: `nnUNetv2_train DATASET CONFIGURATION FOLD -p nnUNetPlans_HSSL -tr ...Finetune`.
 
@@ -96,12 +114,15 @@ def finetune(
         device: `cuda`, `cpu` or `mps`; None takes the GPU when there is one.
         continue_training: go on from the last checkpoint; a training that is finished stays as it is.
         num_gpus: GPUs that share the training.
+        npz: keep the probabilities of the validation cases, which `nnUNetv2_find_best_configuration` needs.
+        only_validate: predict the validation cases of a finished training once more, and train nothing.
 
     Returns:
         The folder of the training.
 
     Raises:
-        HSSLError: the target, its plans or the device is missing, or the folder is in use or holds a training.
+        HSSLError: the target, its plans or the device is missing, or the folder is in use or holds a training; one to
+            be validated is not finished.
     """
     name = dataset_name(dataset)
     plans_name = plans_name or target_plans_name(name, configuration)
@@ -109,7 +130,8 @@ def finetune(
     if str(fold) != "all" and not str(fold).isdecimal():
         raise HSSLError(f"Fold '{fold}' is neither a number (0 to 4) nor 'all'.")
     fold = "all" if str(fold) == "all" else str(int(fold))  # nnU-Net's folder of fold 01 is fold_1
-    return train(name, configuration, fold, trainer, plans_name, device, continue_training, num_gpus)
+    validation = Validation(npz=npz, alone=only_validate)
+    return train(name, configuration, fold, trainer, plans_name, device, continue_training, num_gpus, validation)
 
 
 def corpus_plans_name(dataset: str) -> str:
@@ -161,6 +183,7 @@ def train(
     device_name: str | None,
     continue_training: bool,
     num_gpus: int,
+    validation: Validation | None = None,
 ) -> Path:
     """Train with any of our trainers, as `nnUNetv2_train` does; the arguments are its own.
 
@@ -171,6 +194,7 @@ def train(
         HSSLError: dataset, plans, data or device is missing, or the folder is in use or holds a training; one to be
             continued, finished or not, stands on other images or weights than the plans name now.
     """
+    validation = validation or Validation()
     set_environment()
     num_epochs = _checked(dataset, configuration, fold, trainer, plans_name)
     device = choose_device(device_name)
@@ -188,14 +212,16 @@ def train(
         return folder
     set_threads(device)
     with joined(device) as rank:
-        if continue_training and _is_finished(folder, dataset, configuration, trainer, plans_name, num_epochs):
+        if continue_training and not validation.alone and _is_finished(folder, num_epochs):
             if rank == 0:
                 print(f"{folder} is already finished (`num_epochs` is {num_epochs}): nothing is left to train.")
             return folder
         with claimed(folder) if rank == 0 else nullcontext(), resumable(folder):
-            if not continue_training:
+            if validation.alone:
+                refuse_unfinished(folder)
+            elif not continue_training:
                 refuse_to_overwrite(folder, preprocessed_dir() / dataset / f"{plans_name}.json")
-            _run(dataset, configuration, fold, trainer, plans_name, device, continue_training, num_gpus)
+            _run(dataset, configuration, fold, trainer, plans_name, device, continue_training, num_gpus, validation)
     return folder
 
 
@@ -208,6 +234,7 @@ def _run(
     device: torch.device,
     continue_training: bool,
     num_gpus: int,
+    validation: Validation,
 ) -> None:
     from nnunetv2.run.run_training import run_training
 
@@ -219,7 +246,9 @@ def _run(
             trainer_class_name=trainer,
             plans_identifier=plans_name,
             num_gpus=num_gpus,
-            continue_training=continue_training,
+            export_validation_probabilities=validation.npz,
+            continue_training=continue_training and not validation.alone,
+            only_run_validation=validation.alone,
             device=device,
         )
 
@@ -259,16 +288,16 @@ def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_na
     return target_block(plans, path).finetuning.num_epochs
 
 
-def _is_finished(
-    folder: Path, dataset: str, configuration: str, trainer: str, plans_name: str, num_epochs: int
-) -> bool:
+def _is_finished(folder: Path, num_epochs: int) -> bool:
     """Whether nothing is left to train; one of other images or weights is not what the user asks for."""
+    trainer, plans_name, configuration = folder.parent.name.split("__")
     checkpoint = final_checkpoint(folder, _last_file(trainer))
     if checkpoint is None or checkpoint["current_epoch"] < num_epochs:
         return False
     from hssl_nnunet.training.resume import check_images, check_weights
 
-    path, plans = str(folder / FINAL_CHECKPOINT), preprocessed_dir() / dataset / f"{plans_name}.json"
+    dataset, path = folder.parents[1].name, str(folder / FINAL_CHECKPOINT)
+    plans = preprocessed_dir() / dataset / f"{plans_name}.json"
     if trainer == PRETRAIN_TRAINER:
         check_images(checkpoint, path, read_manifest(plans.parent / MANIFEST))
     elif trainer == FINETUNE_TRAINER:

@@ -11,6 +11,7 @@ from hssl_nnunet.errors import HSSLError
 
 ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 ENV_TRAINERS = "nnUNet_extTrainer"
+FINAL_CHECKPOINT = "checkpoint_final.pth"  # what nnU-Net writes once a training has ended
 DATASET_WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # what follows DatasetXXX_ in a name of ours
 
 
@@ -76,7 +77,9 @@ def dataset_name(dataset_name_or_id: str | int, remedy: str = "Run `hssl convert
         return found.pop()
     places = ", ".join(map(str, bases))
     if not found:
-        raise HSSLError(f"Dataset '{text}' was not found in {places}. {_misnamed(folders, prefix) or remedy}")
+        unset = [v for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if not os.environ.get(v)]
+        told = f" {', '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set (see `hssl doctor`)." if unset else ""
+        raise HSSLError(f"Dataset '{text}' was not found in {places}.{told} {_misnamed(folders, prefix) or remedy}")
     raise HSSLError(f"Dataset id {text} is ambiguous: {', '.join(sorted(found))} (in {places}). Rename all but one.")
 
 

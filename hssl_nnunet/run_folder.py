@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hssl_nnunet.errors import HSSLError
-
-FINAL_CHECKPOINT = "checkpoint_final.pth"
+from hssl_nnunet.paths import FINAL_CHECKPOINT
 
 
 def final_checkpoint(folder: Path, last_file: str) -> dict[str, Any] | None:
@@ -54,6 +53,16 @@ def refuse_to_overwrite(folder: Path, plans: Path) -> None:
             f"{folder} already holds a training ({', '.join(saved)}). Add --c to continue it, or move the folder away "
             "to start again."
         )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse to validate a training that has not ended.
+
+    Raises:
+        HSSLError: it lacks its final checkpoint.
+    """
+    if not (folder / FINAL_CHECKPOINT).is_file():
+        raise HSSLError(f"{folder} holds no {FINAL_CHECKPOINT} to validate: the training is not finished. Add --c.")
 
 
 @contextmanager

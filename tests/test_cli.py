@@ -95,7 +95,7 @@ def test_a_command_for_one_dataset_refuses_two(capsys: pytest.CaptureFixture[str
 
 
 def test_flags_are_spelled_as_nnunet_spells_them():
-    params = parsed("finetune 4 3d_fullres 0 -p nnUNetPlans_HSSL -device cpu --c -num_gpus 2 --scratch")
+    params = parsed("finetune 4 3d_fullres 0 -p nnUNetPlans_HSSL -device cpu --c -num_gpus 2 --scratch --npz --val")
     assert params == {
         "dataset": "4",
         "configuration": "3d_fullres",
@@ -105,8 +105,24 @@ def test_flags_are_spelled_as_nnunet_spells_them():
         "device": "cpu",
         "continue_training": True,
         "num_gpus": 2,
+        "npz": True,
+        "only_validate": True,
     }
     assert parsed("export -d 4 -o out -tr nnUNetTrainerHSSLScratch -f 0 1 all")["folds"] == ["0", "1", "all"]
+
+
+@pytest.mark.parametrize(
+    "typed, instead",
+    [
+        ("plan_and_preprocess -d 4 -pl nnUNetPlannerResEncM", "-pl: choose the planner by `--preset`"),
+        ("corpus -d 4 -o 900 -pl X", "-pl: choose the planner"),
+        ("finetune 4 3d_fullres 0 -tr nnUNetTrainer", "-tr: `hssl` trains with its own trainers"),
+        ("finetune 4 3d_fullres 0 -pretrained_weights f", "-pretrained_weights: weights go into the plans"),
+    ],
+)
+def test_a_flag_of_nnunets_own_commands_is_told_what_replaces_it(capsys, typed: str, instead: str):
+    code, said = failure(capsys, *typed.split())
+    assert code == 2 and instead in said
 
 
 def test_a_users_mistake_is_one_message_and_exit_code_1(capsys: pytest.CaptureFixture[str], nnunet_folders):

@@ -38,3 +38,13 @@ def test_another_name_of_an_id_is_nothing_to_rename(nnunet_folders: dict[str, Pa
     with pytest.raises(HSSLError, match="'Dataset006_Heart' was not found.*Run `do this`") as raised:
         dataset_name("Dataset006_Heart", "Run `do this`.")
     assert "Rename" not in str(raised.value)
+
+
+def test_a_variable_that_is_not_set_may_be_why_nothing_is_found(
+    nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv(ENV_RAW)
+    with pytest.raises(
+        HSSLError, match=r"'4' was not found in \S+, \S+. nnUNet_raw is not set \(see `hssl doctor`\). Run"
+    ):
+        dataset_name(4)

@@ -107,12 +107,26 @@ def test_finetune_is_nnunets_training_with_our_trainer(target, calls, scratch: b
             "trainer_class_name": trainer,
             "plans_identifier": "nnUNetPlans_HSSL",
             "num_gpus": 1,
+            "export_validation_probabilities": False,
             "continue_training": False,
+            "only_run_validation": False,
             "device": torch.device("cpu"),
         }
     ]
     assert folder == Path(os.environ[ENV_RESULTS]) / NAME / f"{trainer}__nnUNetPlans_HSSL__3d_fullres" / "fold_0"
     assert os.environ[ENV_TRAINERS] == str(trainers_dir())
+
+
+def test_a_finished_training_is_validated_again_with_its_probabilities(target, calls):
+    validate = partial(launch.finetune, 4, "3d_fullres", 0, device="cpu", npz=True, only_validate=True)
+    with pytest.raises(HSSLError, match="fold_0 holds no checkpoint_final.pth to validate: .*not finished. Add --c"):
+        validate()
+    finished(launch.finetune(4, "3d_fullres", 0, device="cpu"), "validation/summary.json", EPOCHS)
+    for continue_training in (False, True):  # SLURM's scripts always add --c
+        validate(continue_training=continue_training)
+        assert calls[-1]["only_run_validation"] and calls[-1]["export_validation_probabilities"]
+        assert not calls[-1]["continue_training"]
+    assert len(calls) == 3
 
 
 def test_the_folder_is_the_one_that_nnunet_trains_in(target, calls):

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
+from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json, written_whole
-from hssl_nnunet.paths import dataset_name, results_dir
+from hssl_nnunet.paths import FINAL_CHECKPOINT, dataset_name, results_dir
+from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
 from hssl_nnunet.remedies import finetune_command, seed_command
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.seeding import target_network
 
 STOCK_TRAINER = "nnUNetTrainer"
 OF_TRAINER = {"nnUNetTrainerHSSLScratch": "_Scratch", "nnUNetTrainerHSSLVanilla": "_Vanilla"}
-FINAL_CHECKPOINT = "checkpoint_final.pth"
 MODEL_FILES = ("dataset.json", "dataset_fingerprint.json")
 EXTRAS = ("progress.png", "validation/summary.json")  # of a fold; as nnU-Net's own export takes them
 POSTPROCESSING = "crossval_results_folds_*"
@@ -86,6 +87,24 @@ def export_model(
     return result
 
 
+def trained_plans_name(dataset: str | int, trainer: str, configuration: str) -> str | None:
+    """The plans of which there is a model: `nnUNetPlans_HSSL`, or the only ones; None where there is no model.
+
+    Args:
+        dataset: dataset name or id.
+        trainer: trainer class of the model.
+        configuration: nnU-Net's configuration.
+
+    Raises:
+        HSSLError: the dataset is missing, or there are models of several plans.
+    """
+    base = results_dir() / dataset_name(dataset)
+    found = sorted(folder.name.split("__")[1] for folder in base.glob(f"{trainer}__*__{configuration}"))
+    if len(found) < 2 or DEFAULT_PLANS + SEEDED_SUFFIX in found:
+        return DEFAULT_PLANS + SEEDED_SUFFIX if len(found) > 1 else next(iter(found), None)
+    raise HSSLError(f"{base} holds models of several plans: {', '.join(found)}. Choose one with -p.")
+
+
 def exported_plans_name(plans_name: str, trainer: str) -> str:
     """What the plans of an exported model are called: of the same plans there may be the control's model beside it.
 
@@ -117,6 +136,8 @@ def prediction_commands(exported: str | Path, checkpoint: str = FINAL_CHECKPOINT
     trainer, plans_name, configuration = model.split("__")
     words = ["-d", dataset, "-tr", trainer, "-p", plans_name, "-c", configuration, "-f", *folds]
     words += [] if checkpoint == FINAL_CHECKPOINT else ["-chk", checkpoint]
+    device = choose_device(None).type
+    words += [] if device == "cuda" else ["-device", device]  # nnU-Net's default fails where there is no GPU
     return [*first, f"{before}nnUNetv2_predict {shlex.join(words)} -i INPUT -o OUTPUT"]
 
 

@@ -47,9 +47,9 @@ class TransferReport:
 
 
 def render(report: TransferReport, full: bool = False) -> RenderableType:
-    """Lay a report out for `rich.console.Console.print`: totals, notes, and with `full` every tensor."""
+    """Lay a report out for `rich.console.Console.print`: with `full` every tensor, totals, and notes last."""
     parts: list[RenderableType] = [_summary(report), *(Text(f"Note: {note}", style="yellow") for note in report.notes)]
-    return Group(*parts, _every_tensor(report)) if full else Group(*parts)
+    return Group(_every_tensor(report), *parts) if full else Group(*parts)
 
 
 def _summary(report: TransferReport) -> Table:

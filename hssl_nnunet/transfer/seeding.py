@@ -28,7 +28,7 @@ from hssl_nnunet.transfer.nnssl_format import CONFIGURATION as OF_NNSSL
 from hssl_nnunet.transfer.nnssl_format import nnssl_checkpoint
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.selection import Transfer, selected_state
-from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights
+from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights, read_metadata
 from hssl_nnunet.typed_json import differences
 from hssl_nnunet.typed_json import to_json as plan_to_json
 
@@ -169,6 +169,21 @@ def seed_target(
         _write_checkpoint(nnssl, nnssl_checkpoint(network, topology, target.plans, metadata))
     _write_seeded_plans(target, Path(weights), finetuning)
     return reports
+
+
+def plans_to_seed(dataset: str | int, weights: str | Path) -> str:
+    """`nnUNetPlans` where the target has them, else those that the weights were pretrained on, if it has these.
+
+    Args:
+        dataset: dataset name or id of the target.
+        weights: the weights file.
+
+    Raises:
+        HSSLError: the dataset is missing, or the weights cannot be read.
+    """
+    folder = preprocessed_dir() / dataset_name(dataset)
+    names = (DEFAULT_PLANS, *(domain.plans_name for domain in read_metadata(weights).domains))
+    return next((name for name in names if (folder / f"{name}.json").is_file()), DEFAULT_PLANS)
 
 
 def seeded_plans_file(dataset: str | int, plans_name: str = DEFAULT_PLANS) -> Path:

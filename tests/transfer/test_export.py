@@ -19,8 +19,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.paths import ENV_RESULTS
 from hssl_nnunet.transfer.checkpoints import CHECKPOINT_TYPES, load_checkpoint
-from hssl_nnunet.transfer.export import export_model, prediction_commands
+from hssl_nnunet.transfer.export import export_model, prediction_commands, trained_plans_name
 from hssl_nnunet.transfer.seeding import target_network
 
 TRAINER = "nnUNetTrainerHSSLFinetune"
@@ -214,7 +215,22 @@ def test_the_commands_that_predict_name_the_exported_folds(model: Path, tmp_path
         (line,) = install
         assert shlex.split(line) == ["nnUNetv2_install_pretrained_model_from_zip", str(tmp_path / output)]
     assert words[0] == "nnUNetv2_predict" and words[-4:] == ["-i", "INPUT", "-o", "OUTPUT"]
-    assert " ".join(words[1:-4]) == f"-d {tiny.DATASET} -tr nnUNetTrainer -p {PLANS} -c 3d_fullres -f 0"
+    device = [] if torch.cuda.is_available() else ["-device", "cpu"]
+    assert words[1:-4] == [*f"-d {tiny.DATASET} -tr nnUNetTrainer -p {PLANS} -c 3d_fullres -f 0".split(), *device]
+
+
+def test_the_plans_of_a_model_are_found_without_the_preprocessed_folder(nnunet_folders: dict[str, Path]) -> None:
+    base = nnunet_folders[ENV_RESULTS] / tiny.DATASET
+    base.mkdir()
+    assert trained_plans_name(4, TRAINER, "3d_fullres") is None
+    (base / f"{TRAINER}__{PLANS}__3d_fullres").mkdir()
+    (base / f"{TRAINER}__nnUNetPlans_HSSL__2d").mkdir()
+    assert trained_plans_name(4, TRAINER, "3d_fullres") == PLANS
+    (base / f"{TRAINER}__Own_HSSL__3d_fullres").mkdir()
+    with pytest.raises(HSSLError, match=f"models of several plans: Own_HSSL, {PLANS}. Choose one with -p"):
+        trained_plans_name(4, TRAINER, "3d_fullres")
+    (base / f"{TRAINER}__nnUNetPlans_HSSL__3d_fullres").mkdir()
+    assert trained_plans_name(4, TRAINER, "3d_fullres") == "nnUNetPlans_HSSL"
 
 
 def test_another_checkpoint_is_named_to_prediction(model: Path, tmp_path: Path) -> None:

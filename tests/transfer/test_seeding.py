@@ -17,8 +17,9 @@ from hssl_nnunet.cli_transfer import seed
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import target_block
-from hssl_nnunet.transfer.seeding import load_into, seed_target, seeded_plans_file
+from hssl_nnunet.transfer.seeding import load_into, plans_to_seed, seed_target, seeded_plans_file
 from hssl_nnunet.transfer.selection import selected_state
+from hssl_nnunet.transfer.weights_file import read_metadata
 
 
 def stock_network(family: str, configuration: str = "3d_fullres", channels: int = tiny.CHANNELS) -> nn.Module:
@@ -272,6 +273,19 @@ def test_one_pth_for_two_configurations(target: Path, weights: Path, tmp_path: P
 def test_configuration_that_cannot_be_seeded(target: Path, weights: Path, name: str) -> None:
     with pytest.raises(HSSLError, match=f"'{name}'. Known: 2d, 3d_fullres"):
         seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=(name,))
+
+
+def test_without_a_name_the_plans_are_nnunets_own_or_those_of_the_weights(target: Path, weights: Path) -> None:
+    own = read_metadata(weights).domains[0].plans_name
+    assert own != "nnUNetPlans"
+    (target / "nnUNetPlans.json").unlink(missing_ok=True)
+    (target / f"{own}.json").touch()
+    assert plans_to_seed(4, weights) == own
+    (target / "nnUNetPlans.json").touch()
+    assert plans_to_seed(4, weights) == "nnUNetPlans"
+    for name in ("nnUNetPlans", own):
+        (target / f"{name}.json").unlink()
+    assert plans_to_seed(4, weights) == "nnUNetPlans"  # whose lack is told, with the plans that are there
 
 
 def test_plans_that_are_not_there(target: Path, weights: Path) -> None:

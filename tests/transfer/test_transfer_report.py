@@ -92,12 +92,12 @@ def test_summary_is_printed_without_tensors() -> None:
     assert "1 (2,000)" in text and "Note: mind [case_1]" in text and "encoder.stages.0.w" not in text
 
 
-def test_full_report_names_every_tensor_and_its_reason_after_the_summary() -> None:
+def test_full_report_names_every_tensor_and_its_reason_before_the_summary_and_the_notes() -> None:
     text = printed(full=True)
     for entry in ENTRIES:
         line = next(line for line in text.splitlines() if entry.name in line)
         assert entry.status in line and entry.how in line and "x".join(map(str, entry.shape)) in line
-    assert text.index("1 (2,000)") < text.index("encoder.stages.0.w")
+    assert text.index("encoder.stages.0.w") < text.index("1 (2,000)") < text.index("Note: mind")
 
 
 def test_json_is_plain_and_complete() -> None:
