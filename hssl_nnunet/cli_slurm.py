@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hssl_nnunet import slurm, slurm_scripts
+from hssl_nnunet.cli_options import ListCommand
 from hssl_nnunet.errors import unknown_name
 from hssl_nnunet.slurm_scripts import Allocation, Script
 
@@ -55,7 +56,8 @@ def finetune(ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_F
     script = slurm.finetuning(_at_least(ctx, 3, "DATASET CONFIGURATION FOLD..."), _allocation(sbatch))
     for words in script.commands:
         typed = _checked(ctx, "finetune", words[2:])
-        slurm.check_finetuning(typed["dataset"], typed["plans_name"], typed["configuration"], typed["fold"])
+        names = ("dataset", "plans_name", "configuration", "fold", "scratch")
+        slurm.check_finetuning(*(typed[name] for name in names))
     _finish([script], folder, submit)
 
 
@@ -86,13 +88,13 @@ def benchmark(
     _finish([slurm.benchmarking(ctx.args, parts, _allocation(sbatch))], folder, submit)
 
 
-@slurm_app.command("chain", epilog='Example: hssl slurm chain 900 -t 4 -t 53 --sbatch "--gres=gpu:1" --submit')
+@slurm_app.command(
+    "chain", cls=ListCommand, epilog='Example: hssl slurm chain 900 -t 4 53 --sbatch "--gres=gpu:1" --submit'
+)
 def chain(
     corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.", show_default=False)],
-    targets: Annotated[
-        list[str], typer.Option("-t", metavar="DATASET", help="Targets, each with a -t.", show_default=False)
-    ],
-    folds: Annotated[list[str], typer.Option("-f", metavar="FOLD", help="Folds, each with a -f.")] = DEFAULT_FOLDS,
+    targets: Annotated[list[str], typer.Option("-t", metavar="DATASET...", help="Targets.", show_default=False)],
+    folds: Annotated[list[str], typer.Option("-f", metavar="FOLD...", help="Folds.")] = DEFAULT_FOLDS,
     configuration: Annotated[str, typer.Option("-c", help="nnU-Net's configuration.")] = "3d_fullres",
     plans_name: Annotated[str, typer.Option("-p", help="Plans of the targets.")] = "nnUNetPlans",
     sbatch: Annotated[

@@ -125,6 +125,9 @@ def folder(variable: str) -> Check:
         return Check("failed", variable, f"{value} is not writable", remedy)
     free = shutil.disk_usage(value).free
     found = f"{value}, {free / GIB:.0f} GiB free"
+    if not path.is_absolute():
+        remedy = f"export {variable}={shlex.quote(str(path.resolve()))}"
+        return Check("warning", variable, f"{value} is found from this folder alone", remedy)
     if free < LITTLE_DISK_BYTES:
         return Check("warning", variable, found, "Free some space: preprocessed data are larger than the raw images.")
     return Check("ok", variable, found)

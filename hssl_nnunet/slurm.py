@@ -10,10 +10,10 @@ from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name, target_plans_name
 from hssl_nnunet.nnunet_plans import read_plans
 from hssl_nnunet.paths import dataset_name, preprocessed_dir, results_dir
-from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, load_preset
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, load_preset, target_block
 from hssl_nnunet.preflight import check_fold, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import check_shares
-from hssl_nnunet.remedies import corpus_command, preprocess_command
+from hssl_nnunet.remedies import corpus_command, preprocess_command, seed_command
 from hssl_nnunet.slurm_scripts import Allocation, Script
 
 # checking and fingerprinting begin anew each time: a time limit that is too short for them would requeue for ever
@@ -140,7 +140,7 @@ def check_pretraining(corpus: str, plans_name: str | None, configuration: str, p
     return block
 
 
-def check_finetuning(dataset: str, plans_name: str | None, configuration: str, fold: str) -> None:
+def check_finetuning(dataset: str, plans_name: str | None, configuration: str, fold: str, scratch: bool) -> None:
     """Refuse the training of a fold that would end at its start, before it waits in a queue.
 
     Args:
@@ -148,13 +148,21 @@ def check_finetuning(dataset: str, plans_name: str | None, configuration: str, f
         plans_name: plans that `hssl seed` wrote; None = `nnUNetPlans_HSSL` or the only `*_HSSL`.
         configuration: one of the plans'.
         fold: 0 to 4 or `all`.
+        scratch: without the weights.
 
     Raises:
-        HSSLError: the target, its plans, the configuration or its images are missing, or the fold is wrong.
+        HSSLError: the target, its seeded plans, the configuration, its images or its weights are missing, or the fold
+            is wrong.
     """
     name = dataset_name(dataset)
-    plans = read_target_plans(name, plans_name or target_plans_name(name), configuration)
-    _check_fold(data_folder(preprocessed_dir() / name, plans, configuration), fold)
+    plans_name = plans_name or target_plans_name(name)
+    plans = read_target_plans(name, plans_name, configuration)
+    path = preprocessed_dir() / name / f"{plans_name}.json"
+    _check_fold(data_folder(path.parent, plans, configuration), fold)
+    weights = target_block(plans, path).weights
+    if not scratch and weights is not None and not Path(weights).is_file():
+        seeding = seed_command(name, None, plans_name, configuration)
+        raise HSSLError(f"{weights}, which {path} names, does not exist. Put it back, or run `{seeding}`.")
 
 
 def check_preprocessing(datasets: Sequence[str], configurations: Sequence[str], preset: str) -> None:

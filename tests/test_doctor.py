@@ -44,6 +44,14 @@ def test_a_missing_folder_fails_with_the_command_that_makes_it(monkeypatch, unse
     assert doctor.run_doctor(Console(file=io.StringIO())) == 1
 
 
+def test_a_folder_that_is_found_from_here_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "raw").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(ENV_RAW, "raw")
+    check = doctor.folder(ENV_RAW)
+    assert check.status == "warning" and check.remedy == f"export {ENV_RAW}={tmp_path / 'raw'}"
+
+
 def test_a_file_in_place_of_a_folder_is_not_to_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "file").touch()
     monkeypatch.setenv(ENV_RAW, str(tmp_path / "file"))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hssl_nnunet import slurm
 from hssl_nnunet.cli import app
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.plan_schema import load_preset, pretraining_plan
+from hssl_nnunet.plan_schema import TargetBlock, finetuning_plan, load_preset, pretraining_plan
 from hssl_nnunet.slurm_scripts import Allocation, Script, render, write_scripts
 from hssl_nnunet.typed_json import to_json
 
@@ -201,7 +201,11 @@ def write_target(
     for case in range(5):
         (folder / "images" / f"case_{case}.pkl").touch()
     path = folder / f"{plans_name}.json"
-    path.write_text(json.dumps({"plans_name": plans_name, "configurations": CONFIGURATIONS}))
+    plans = {"plans_name": plans_name, "configurations": CONFIGURATIONS}
+    if plans_name.endswith("_HSSL"):
+        finetuning = finetuning_plan(load_preset("cpu"))
+        plans["hssl"] = to_json(TargetBlock(weights=None, weights_sha256=None, finetuning=finetuning))
+    path.write_text(json.dumps(plans))
     return path
 
 
@@ -281,8 +285,8 @@ def test_options_may_come_before_the_corpus(nnunet_folders: dict[str, Path], tmp
         (("finetune", "61", "3d_fullres", "0"), "holds no seeded plans .*hssl seed -d Dataset061_Ball"),
         (("finetune", "61", "3d_fulres", "0", "-p", "nnUNetPlans"), "Unknown configuration .*'3d_fulres'"),
         (("finetune", "61", "3d_lowres", "0", "-p", "nnUNetPlans"), "small_images does not exist"),
-        (("finetune", "61", "3d_fullres", "0", "x", "-p", "nnUNetPlans"), "Fold 'x' is neither a number"),
-        (("finetune", "61", "3d_fullres", "0", "7", "-p", "nnUNetPlans"), "There is no fold 7"),
+        (("finetune", "64", "3d_fullres", "0", "x"), "Fold 'x' is neither a number"),
+        (("finetune", "64", "3d_fullres", "0", "7"), "There is no fold 7"),
         (("preprocess", "-d", "61", "99"), "Dataset '99' was not found"),
         (("preprocess", "-d", "61", "--preset", "huge"), "Unknown preset 'huge'"),
         (("preprocess", "-d", "61", "-c", "3d_fulres"), "Unknown configuration '3d_fulres'. Known: 2d"),
@@ -308,6 +312,7 @@ def test_a_name_that_is_wrong_does_not_wait_in_a_queue_to_be_found(
 ) -> None:
     write_corpus_plans(nnunet_folders)
     write_target(nnunet_folders, "Dataset062_Cpu", "nnUNetCPUPlans")
+    write_target(nnunet_folders, "Dataset064_Seeded", "nnUNetPlans_HSSL")
     path = write_target(nnunet_folders, "Dataset063_Residual")
     path.write_text(path.read_text().replace("PlainConvUNet", "ResidualEncoderUNet"))
     code, told = hssl_slurm(tmp_path / "slurm", *typed)
@@ -318,17 +323,32 @@ def test_a_name_that_is_wrong_does_not_wait_in_a_queue_to_be_found(
 def test_what_is_there_is_accepted(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
     write_corpus_plans(nnunet_folders)
     write_target(nnunet_folders, "Dataset062_Cpu")
+    write_target(nnunet_folders, "Dataset063_Seeded", "nnUNetPlans_HSSL")
     folder = tmp_path / "slurm"
     for typed in (
         ("pretrain", "900", "-device", "cuda"),
-        ("finetune", "61", "3d_fullres", "0", "all", "-p", "nnUNetPlans"),
+        ("finetune", "63", "3d_fullres", "0", "all"),
         ("preprocess", "-d", "61", "62", "-c", "3d_fullres", "2d"),
         ("benchmark", "-d", "61", "--domains", "61", "62", "-o", str(tmp_path / "b"), "--budgets", "2", "5%"),
-        ("chain", "900", "-t", "61", "-t", "62"),
+        ("chain", "900", "-t", "61", "62", "-f", "0", "1"),
     ):
         code, said = hssl_slurm(folder, *typed)
         assert code == 0, said
     assert not (tmp_path / "b").exists()
+
+
+def test_a_seeded_fold_whose_weights_are_gone_does_not_wait(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
+    write_corpus_plans(nnunet_folders)
+    path = write_target(nnunet_folders, "Dataset062_Cpu", "nnUNetPlans_HSSL")
+    plans = json.loads(path.read_text())
+    plans["hssl"].update(weights=str(tmp_path / "gone.safetensors"), weights_sha256="0" * 64)
+    path.write_text(json.dumps(plans))
+    code, said = hssl_slurm(tmp_path / "slurm", "finetune", "62", "3d_fullres", "0")
+    assert code == 1 and re.search(
+        "gone.safetensors, which .* names, does not exist. Put it back, or run `hssl seed", said
+    )
+    code, said = hssl_slurm(tmp_path / "slurm", "finetune", "62", "3d_fullres", "0", "--scratch")
+    assert code == 0, said
 
 
 def test_targets_of_a_chain_may_have_been_seeded_before(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
