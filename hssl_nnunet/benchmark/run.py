@@ -132,6 +132,9 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
 
     Returns:
         The jobs, needs first, and what is refused: arm and target -> the test cases that overlap.
+
+    Raises:
+        HSSLError: the plan or the data are refused, or the folder cannot be written.
     """
     if in_use(workspace.folder):
         print(f"Another command prepares {workspace.folder}. Waiting for it.", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any
 from hssl_nnunet.benchmark.plan import PLAN_FILE, BenchmarkPlan, asked_folds, check_same_values, extended
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.files import cannot, read_json, write_json
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, TargetBlock
 from hssl_nnunet.plan_values import FinetuningPlan
@@ -79,17 +79,20 @@ class Workspace:
             source: `nnUNet_preprocessed/<Dataset>` of the user.
 
         Raises:
-            HSSLError: the folder is missing.
+            HSSLError: the folder is missing, or a link cannot be made.
         """
         if not source.is_dir():
             raise HSSLError(f"{source} does not exist. Run `hssl plan_and_preprocess -d {source.name}` first.")
         target = self.preprocessed / source.name
-        target.mkdir(parents=True, exist_ok=True)
-        for entry in source.iterdir():
-            own = entry.name == SPLITS_FILE or entry.name.endswith(f"{SEEDED_SUFFIX}.json")
-            if not own:
-                _link(target / entry.name, entry.resolve())
-        self.results.mkdir(exist_ok=True)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for entry in source.iterdir():
+                own = entry.name == SPLITS_FILE or entry.name.endswith(f"{SEEDED_SUFFIX}.json")
+                if not own:
+                    _link(target / entry.name, entry.resolve())
+            self.results.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot("write", target, error) from error
         return target
 
     def folds(self, plan: BenchmarkPlan) -> list[tuple[int, str]]:

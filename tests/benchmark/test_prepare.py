@@ -248,6 +248,21 @@ def test_data_that_has_moved_are_linked_anew(tmp_path: Path) -> None:
     assert (linked / "dataset.json").read_text() == "1"
 
 
+@pytest.mark.parametrize("taken", ["bench", f"bench/{ENV_PREPROCESSED}"])
+def test_an_output_that_cannot_be_written_is_told_of(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).touch()
+    with pytest.raises(HSSLError, match=f"Cannot write {tmp_path / taken}/.*: Not a directory"):
+        run.prepare(Workspace(tmp_path / "bench"), plan())
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root writes anywhere")
+def test_a_folder_that_is_read_only_is_told_of(tmp_path: Path) -> None:
+    tmp_path.joinpath("bench").mkdir(mode=0o500)
+    with pytest.raises(HSSLError, match="Cannot write .*: Permission denied"):
+        run.prepare(Workspace(tmp_path / "bench"), plan())
+
+
 def test_runners_link_the_same_data_at_the_same_time(tmp_path: Path) -> None:
     source = tmp_path / LARGE
     source.mkdir()
