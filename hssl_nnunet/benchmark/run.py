@@ -96,7 +96,8 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
     for (arm, name), images in refused.items():
         told = f"it was pretrained on test cases or patients: {', '.join(images)}"
         print(f"Arm {arm} is refused on {name}: {told}", file=sys.stderr)
-    chosen, table = shard(jobs, part) if part else jobs, JobTable(folder)
+    # every shard counts the whole grid: others may have started before an arm was refused
+    chosen, table = allowed(shard(jobs, part) if part else jobs, refused), JobTable(folder)
     forget_lost(table, workspace, chosen)
     states = Runner(table, workers, {**workspace.environment, **shared_threads(workers)}).run(chosen)
     counts = Counter(state.state for state in states.values())
@@ -131,7 +132,8 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
     One command at a time: what two of them add to the folds must not interleave.
 
     Returns:
-        The jobs, needs first, and what is refused: arm and target -> the test cases that overlap.
+        The jobs of the whole grid, needs first, and what is refused of it: arm and target -> the test cases that
+        overlap.
 
     Raises:
         HSSLError: the plan or the data are refused, or the folder cannot be written.
@@ -169,8 +171,7 @@ def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dic
     files = workspace.folder / CASES_FILE
     earlier = read_json(files) if files.is_file() else {}
     write_json(files, {**earlier, **_case_files(workspace, plan, splits)})
-    refused = refused_arms(plan, workspace.folder)
-    return jobs_of(workspace.folder, plan, refused), refused
+    return jobs_of(workspace.folder, plan), refused_arms(plan, workspace.folder)
 
 
 def _cases(dataset_name: str, masks: Mapping[str, Mask], patterns: Mapping[str, re.Pattern[str]]) -> list[CaseInfo]:
@@ -205,21 +206,28 @@ def refused_arms(plan: BenchmarkPlan, folder: Path) -> dict[tuple[str, str], lis
     return refused
 
 
-def jobs_of(folder: Path, plan: BenchmarkPlan, refused: Collection[tuple[str, str]]) -> list[Job]:
-    """Jobs of a benchmark: pretrainings first, then the grid, small budgets and first seeds first."""
+def jobs_of(folder: Path, plan: BenchmarkPlan) -> list[Job]:
+    """Jobs of a benchmark: pretrainings first, then the whole grid, small budgets and first seeds first."""
     runs = [
         Run(dataset_name=dataset, budget=budget, arm=arm, seed=seed)
         for seed in plan.seeds
         for budget in plan.budgets
         for dataset in plan.datasets
         for arm in plan.arms
-        if (arm, dataset) not in refused
     ]
     needs = {run: pretraining_job(plan, run.arm, run.dataset_name) for run in runs}
     names = [(name, ()) for name in dict.fromkeys(n for n in needs.values() if n is not None)]
     names += [(run.name, (need,) if need else ()) for run, need in needs.items()]  # type: ignore[misc]
     module = (sys.executable, "-m", "hssl_nnunet.benchmark.job", str(folder.resolve()))
     return [Job(name=name, needs=need, command=(*module, name)) for name, need in names]
+
+
+def allowed(jobs: Sequence[Job], refused: Collection[tuple[str, str]]) -> list[Job]:
+    """Jobs without the runs of arms that are refused on a target, and without pretrainings that no other run needs."""
+    runs = {job: Run.from_name(job.name) for job in jobs if job.name.startswith(f"{FINETUNE}/")}
+    kept = [job for job, run in runs.items() if (run.arm, run.dataset_name) not in refused]
+    names = {name for job in kept for name in (job.name, *job.needs)}
+    return [job for job in jobs if job.name in names]
 
 
 def _case_files(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, object]:
@@ -248,7 +256,7 @@ def status_table(folder: Path) -> Table:
     table, states = JobTable(folder), Counter[str]()
     shown = Table("job", "state", "started", "attempts", "minutes", caption_justify="left")
     failed = []
-    for job in jobs_of(folder, plan, refused_arms(plan, folder)):
+    for job in allowed(jobs_of(folder, plan), refused_arms(plan, folder)):
         state = table.state(job.name)
         states[state.state] += 1
         shown.add_row(job.name, state.state, state.started, str(state.attempts), f"{state.seconds / 60:.1f}")

@@ -16,7 +16,7 @@ from hssl_nnunet.benchmark.job import pretraining_job
 from hssl_nnunet.benchmark.leakage import overlap
 from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan, patterns_of
 from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
-from hssl_nnunet.benchmark.run import _with_earlier, jobs_of, refused_arms
+from hssl_nnunet.benchmark.run import _with_earlier, allowed, jobs_of, refused_arms
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
@@ -134,7 +134,7 @@ def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_on
         path.write_text(json.dumps(kept))
     refused = refused_arms(plan, tmp_path)
     assert refused == {("external_a", PET): [f"{PET}:S1"], ("on_a", PET): [f"{PET}:S1"]}
-    names = {job.name for job in jobs_of(tmp_path, replace(plan, datasets=(PET, MR), arms=arms), refused)}
+    names = {job.name for job in allowed(jobs_of(tmp_path, replace(plan, datasets=(PET, MR), arms=arms)), refused)}
     assert {name.split("/")[1] for name in names} == {MR}  # on a target that they have not seen both run
 
 

@@ -21,10 +21,11 @@ from hssl_nnunet import launch
 from hssl_nnunet.benchmark import leakage, run
 from hssl_nnunet.benchmark.data import Measured
 from hssl_nnunet.benchmark.job import Run, finetune_run, weights_of
-from hssl_nnunet.benchmark.jobs import JobState, JobTable
+from hssl_nnunet.benchmark.jobs import JobState, JobTable, shard
 from hssl_nnunet.benchmark.masks import Mask
 from hssl_nnunet.benchmark.plan import BenchmarkPlan, regexes_of
 from hssl_nnunet.benchmark.records import write_record
+from hssl_nnunet.benchmark.run import allowed
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
@@ -272,6 +273,15 @@ def test_runners_link_the_same_data_at_the_same_time(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         linked = set(pool.map(workspace.link, [source] * 8))
     assert len(list(linked.pop().iterdir())) == 300
+
+
+def test_shards_that_saw_other_refusals_leave_no_run_to_nobody(tmp_path: Path) -> None:
+    asked = plan(arms=["scratch", "hssl", "mae"], seeds=2, budgets=["2", "12"], datasets=[LARGE, SMALL])
+    jobs, refused = run.jobs_of(tmp_path, asked), {("hssl", LARGE), ("mae", LARGE), ("mae", SMALL)}
+    shares = [allowed(shard(jobs, part), refusals) for part, refusals in (("1/2", set()), ("2/2", refused))]
+    left = {job.name for job in allowed(jobs, refused)}
+    assert left <= {job.name for share in shares for job in share}
+    assert "pretrain/hssl" in left and "pretrain/mae" not in left  # nobody else needs it
 
 
 def test_a_run_whose_record_was_removed_is_repeated(tmp_path: Path) -> None:
