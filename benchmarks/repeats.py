@@ -69,8 +69,9 @@ def dices_of(workspace: Workspace, plan: BenchmarkPlan, run: Run, repeat: int) -
 
 
 def points(metrics: dict[str, dict[str, float]]) -> float:
-    """Mean Dice of a case over the labels that it or its prediction has."""
-    return mean([100 * label["Dice"] for label in metrics.values() if label["Dice"] == label["Dice"]])
+    """Mean Dice of a case over the labels that it or its prediction has; 100 without any, as in a record."""
+    found = [100 * label["Dice"] for label in metrics.values() if label["Dice"] == label["Dice"]]
+    return mean(found) if found else 100.0
 
 
 def mean(values: list[float]) -> float:

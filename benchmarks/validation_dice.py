@@ -40,13 +40,18 @@ def main() -> None:
     common = [k for k in found[0] if all(k in runs for runs in found)]
     rows = []
     for dataset, budget, seed in sorted(common, key=lambda k: (k[2], k[0])):
-        row: dict[str, object] = {"dataset_name": dataset, "budget": budget, "seed": seed}
+        cases = unlabelled(splits[0][dataset], [runs[dataset, budget, seed] for runs in found], args.cases)
+        if not cases:
+            print(
+                f"{dataset}, {budget}, seed {seed}: every patient is labelled, nobody is left to look at.", flush=True
+            )
+            continue
+        row: dict[str, object] = {"dataset_name": dataset, "budget": budget, "seed": seed, "cases": cases}
         for (folder, arm), runs in zip(variants, found, strict=True):
             run = runs[dataset, budget, seed]
-            cases = unlabelled(splits[0][dataset], run, args.cases)
             dices = dices_of(folder, run, cases)
             label = arm if len(args.folders) == 1 else f"{folder.name} {arm}"
-            row |= {"cases": cases, label: round(100 * statistics.mean(dices), 2)}
+            row[label] = round(100 * statistics.mean(dices), 2)
             row[f"{label}, each"] = [round(100 * d, 1) for d in dices]
         print(row, flush=True)
         rows.append(row)
@@ -58,10 +63,10 @@ def key(record: RunRecord) -> tuple[str, str, int]:
     return record.dataset_name, record.budget, record.seed
 
 
-def unlabelled(split: DatasetSplit, run: RunRecord, count: int) -> list[str]:
-    """The first cases in the seed's order of patients of whom the run has no label."""
-    known = {split.patients[case] for case in run.training_cases}
-    return [case for case in split.order[run.seed] if split.patients[case] not in known][:count]
+def unlabelled(split: DatasetSplit, runs: list[RunRecord], count: int) -> list[str]:
+    """The first cases in the order of the runs' seed of patients of whom none of them has a label."""
+    known = {split.patients[case] for run in runs for case in run.training_cases}
+    return [case for case in split.order[runs[0].seed] if split.patients[case] not in known][:count]
 
 
 def dices_of(folder: Path, run: RunRecord, cases: list[str]) -> list[float]:

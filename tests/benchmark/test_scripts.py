@@ -1,0 +1,54 @@
+"""The scripts in benchmarks/ that read a benchmark's folder score as it does, and end well where nothing is left."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from math import nan
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from made_runs import record
+
+from hssl_nnunet.benchmark.records import write_record
+from hssl_nnunet.benchmark.splits import DatasetSplit, write_splits
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+DATASET = "Dataset001_A"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A script as a module, by name."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_a_case_in_which_nothing_is_to_find_is_scored_as_in_a_record(script: Callable[[str], ModuleType]) -> None:
+    points = script("repeats").points
+    assert points({"1": {"Dice": nan}, "2": {"Dice": nan}}) == 100.0
+    assert points({"1": {"Dice": 0.5}, "2": {"Dice": nan}, "3": {"Dice": 0.0}}) == 25.0
+
+
+def test_where_every_case_is_labelled_nobody_is_left_to_choose_values_on(
+    script: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module, out = script("validation_dice"), tmp_path / "out.json"
+    write_record(tmp_path, record("hssl", 0, [0.5], budget="100%"))
+    split = DatasetSplit(test=("p00_0",), patients={"train_0": "t", "p00_0": "p"}, order={0: ("train_0",)})
+    write_splits(tmp_path, {DATASET: split})
+    monkeypatch.setattr("sys.argv", ["validation_dice.py", str(tmp_path), "--out", str(out)])
+    module.main()
+    assert f"{DATASET}, 100%, seed 0: every patient is labelled" in capsys.readouterr().out and not out.exists()
