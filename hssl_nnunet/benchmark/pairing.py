@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from math import isnan
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -24,27 +22,6 @@ class DiceTable(NamedTuple):
     points: Floats
 
 
-def case_dice(record: RunRecord) -> dict[str, float]:
-    """Mean Dice in [0, 1] of each case over the labels that truth or prediction shows.
-
-    1 where neither shows any: a model that rightly finds nothing must not drop out beside one that finds something,
-    which scores 0.
-    """
-    labels: dict[str, list[float]] = {}
-    for score in record.scores:
-        labels.setdefault(score.case, []).extend([] if isnan(score.dice) else [score.dice])
-    return {case: fmean(values) if values else 1.0 for case, values in labels.items()}
-
-
-def patient_dice(record: RunRecord) -> dict[str, float]:
-    """Mean Dice in [0, 1] of each patient over their cases, see `case_dice`."""
-    whose = {score.case: score.patient for score in record.scores}
-    patients: dict[str, list[float]] = {}
-    for case, value in case_dice(record).items():
-        patients.setdefault(whose[case], []).append(value)
-    return {patient: fmean(values) for patient, values in patients.items()}
-
-
 def dice_table(*arms: Runs, same_labels: bool = True) -> DiceTable:
     """Dice of arms side by side, on shared seeds.
 
@@ -61,7 +38,7 @@ def dice_table(*arms: Runs, same_labels: bool = True) -> DiceTable:
         raise HSSLError(f"No seed is shared, got {got}. Run the missing seeds with `hssl benchmark run --seeds`.")
     used = [sorted((r for r in runs if r.seed in seeds), key=lambda r: r.seed) for runs in arms]
     _check_same_cases(used, seeds, same_labels)
-    dice = [[patient_dice(record) for record in runs] for runs in used]
+    dice = [[record.patient_dice for record in runs] for runs in used]
     patients = tuple(sorted(dice[0][0]))  # every run has the same test cases
     if not patients:
         raise HSSLError(f"{_name(used[0][0])}: no case is scored. Check the labels of the dataset.")
@@ -105,7 +82,7 @@ def _check_same_cases(arms: Sequence[Runs], seeds: Sequence[int], same_labels: b
                 "of the others below `runs`."
             )
         for record, peer in zip(runs, arms[0], strict=True):
-            _refuse("test cases", record, arms[0][0], _test_set(record) ^ _test_set(arms[0][0]))
+            _refuse("test cases", record, arms[0][0], record.test_set ^ arms[0][0].test_set)
             if same_labels:
                 _refuse("labelled cases", record, peer, set(record.training_cases) ^ set(peer.training_cases))
 
@@ -117,10 +94,6 @@ def _refuse(what: str, record: RunRecord, other: RunRecord, differing: Collectio
             f"such as {', '.join(sorted(differing)[:3])}. Remove the folder below `runs` of the one that is not of "
             "this benchmark, and run the same command again."
         )
-
-
-def _test_set(record: RunRecord) -> set[str]:
-    return {f"{s.case} (patient {s.patient}, {s.label})" for s in record.scores}
 
 
 def _name(record: RunRecord) -> str:

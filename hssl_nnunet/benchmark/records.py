@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import isnan
 from pathlib import Path
+from statistics import fmean
 
 from pydantic import ConfigDict
 
@@ -77,7 +80,7 @@ class LeakageCheck:
     __pydantic_config__ = STRICT
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: what the statistics ask for again and again is kept with it
 class RunRecord:
     """One fine-tuning run and its scores on the fixed test set.
 
@@ -117,6 +120,32 @@ class RunRecord:
 
     __pydantic_config__ = STRICT
 
+    @cached_property
+    def case_dice(self) -> dict[str, float]:
+        """Mean Dice in [0, 1] of each case over the labels that truth or prediction shows.
+
+        1 where neither shows any: a model that rightly finds nothing must not drop out beside one that finds something,
+        which scores 0.
+        """
+        labels: dict[str, list[float]] = {}
+        for score in self.scores:
+            labels.setdefault(score.case, []).extend([] if isnan(score.dice) else [score.dice])
+        return {case: fmean(values) if values else 1.0 for case, values in labels.items()}
+
+    @cached_property
+    def patient_dice(self) -> dict[str, float]:
+        """Mean Dice in [0, 1] of each patient over their cases, see `case_dice`."""
+        whose = {score.case: score.patient for score in self.scores}
+        patients: dict[str, list[float]] = {}
+        for case, value in self.case_dice.items():
+            patients.setdefault(whose[case], []).append(value)
+        return {patient: fmean(values) for patient, values in patients.items()}
+
+    @cached_property
+    def test_set(self) -> frozenset[str]:
+        """What was scored, in words: each label of each test case."""
+        return frozenset(f"{s.case} (patient {s.patient}, {s.label})" for s in self.scores)
+
 
 def record_path(folder: Path, dataset_name: str, budget: str, arm: str, seed: int) -> Path:
     """Where the record of a run lies in the benchmark's folder."""
@@ -136,7 +165,7 @@ def read_records(folder: Path) -> list[RunRecord]:
     Raises:
         HSSLError: a file that is no record.
     """
-    return [parse(RunRecord, read_json(path), path) for path in _paths(folder)]
+    return [_read(path) for path in _paths(folder)]
 
 
 def check_same_weights(folder: Path, weights: Mapping[tuple[str, str], Path]) -> None:
@@ -149,7 +178,8 @@ def check_same_weights(folder: Path, weights: Mapping[tuple[str, str], Path]) ->
     Raises:
         HSSLError: an earlier run started from another content.
     """
-    known = [r for r in read_records(folder) if (r.arm, r.dataset_name) in weights and r.weights_sha256]
+    of_arms = [path for path in _paths(folder) if (path.parts[-3], path.parts[-5]) in weights]  # others are not read
+    known = [r for r in map(_read, of_arms) if r.weights_sha256]
     now = {path: file_sha256(path) for path in {weights[r.arm, r.dataset_name] for r in known}}
     for record in known:
         path = weights[record.arm, record.dataset_name]
@@ -161,6 +191,10 @@ def check_same_weights(folder: Path, weights: Mapping[tuple[str, str], Path]) ->
                 "file another name, which makes it an arm of its own, put the old one back, or start a benchmark in "
                 "another folder with `-o`."
             )
+
+
+def _read(path: Path) -> RunRecord:
+    return parse(RunRecord, read_json(path), path)
 
 
 def _paths(folder: Path) -> Iterable[Path]:

@@ -26,7 +26,6 @@ from tiny_benchmark import (
 
 from hssl_nnunet.benchmark.job import Run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
-from hssl_nnunet.benchmark.pairing import case_dice
 from hssl_nnunet.benchmark.records import record_path, write_record
 from hssl_nnunet.benchmark.report.cases import draw_slice
 from hssl_nnunet.benchmark.report.page import write_report
@@ -43,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "leakage.json").write_text(json.dumps(LEAKAGE))
     failed = Run(dataset_name=EVIL_DATASET, budget="20%", arm="scratch", seed=0)
     JobTable(path).write(failed.name, JobState(state="failed", error="killed"))
-    cases = sorted(case_dice(run(DATASETS[0], "5%", "hssl", 0)))
+    cases = sorted(run(DATASETS[0], "5%", "hssl", 0).case_dice)
     (path / "cases.json").write_text(
         json.dumps({DATASETS[0]: {c: {"image": "image.nii.gz", "truth": "truth.nii.gz"} for c in cases}})
     )

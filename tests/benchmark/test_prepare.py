@@ -182,6 +182,8 @@ def test_runs_of_one_arm_start_from_the_same_weights(tmp_path: Path, monkeypatch
     (arm,) = mine.arms
     ended = replace(record(arm, 0, [0.5], dataset_name=LARGE), weights_sha256=file_sha256(weights))
     write_record(workspace.folder, ended)
+    damaged = write_record(workspace.folder, record("other", 0, [0.5], dataset_name=LARGE))
+    damaged.write_text("of another arm: it need not be read")
     run.prepare(workspace, plan(arms=[f"external:{weights}"], seeds=2))
     weights.write_bytes(b"second")
     with pytest.raises(HSSLError, match="Arm external_w on Dataset001_Large .*another name"):

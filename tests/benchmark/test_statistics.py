@@ -14,7 +14,7 @@ from scipy import stats
 
 from hssl_nnunet.benchmark.convergence import Reach, curves
 from hssl_nnunet.benchmark.intervals import Floats, bootstrap_interval, crossed_interval, holm, wilcoxon_p
-from hssl_nnunet.benchmark.pairing import DiceTable, Runs, dice_table, patient_dice
+from hssl_nnunet.benchmark.pairing import DiceTable, Runs, dice_table
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.statistics import (
     Comparison,
@@ -27,6 +27,7 @@ from hssl_nnunet.benchmark.statistics import (
     wins_ties_losses,
 )
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.typed_json import parse, to_json
 
 
 def covers(interval: tuple[float, float]) -> bool:
@@ -54,7 +55,15 @@ def test_labels_are_averaged_in_a_case_then_cases_in_a_patient() -> None:
         score("r", "r_0", "a", 0.0),
     )
     # p: the mean of (0.7, 0.1, 1), the last of a case in which nothing is to be found, and is not found
-    assert patient_dice(replace(record("hssl", 0, []), scores=scores)) == pytest.approx({"p": 0.6, "q": 1, "r": 0.0})
+    scored = replace(record("hssl", 0, []), scores=scores)
+    assert scored.patient_dice == pytest.approx({"p": 0.6, "q": 1, "r": 0.0})
+
+
+def test_what_is_computed_of_a_record_is_kept_with_it_and_not_written() -> None:
+    scored = record("hssl", 0, [0.5, 0.25])
+    assert scored.patient_dice is scored.patient_dice and scored.test_set is scored.test_set
+    assert parse(RunRecord, to_json(scored), "it") == scored
+    assert replace(scored, scores=scored.scores[:1]).patient_dice == {"p00": 0.5}
 
 
 def test_differences_are_of_shared_seeds() -> None:

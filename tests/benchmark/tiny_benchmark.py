@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from hssl_nnunet.benchmark.pairing import case_dice
 from hssl_nnunet.benchmark.plan import BenchmarkPlan, plan_from_options
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, read_records
 from hssl_nnunet.benchmark.report.cases import Slice, choose
@@ -173,7 +172,7 @@ def plain_slice() -> Slice:
 
 def chosen(folder: Path) -> list[Any]:
     records = {r.arm: r for r in read_records(folder) if (r.dataset_name, r.budget, r.seed) == (DATASETS[0], "5%", 0)}
-    return choose(case_dice(records["hssl"]), case_dice(records["vanilla"]))
+    return choose(records["hssl"].case_dice, records["vanilla"].case_dice)
 
 
 def heading(dataset_name: str, budget: str) -> str:

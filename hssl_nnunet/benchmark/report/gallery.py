@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hssl_nnunet.benchmark.pairing import case_dice
 from hssl_nnunet.benchmark.plan import CASES_FILE
 from hssl_nnunet.benchmark.records import RunRecord, record_path
 from hssl_nnunet.benchmark.report.cases import Choice, choose, draw_slice, read_slice
@@ -83,7 +82,7 @@ def _gallery(content: Content, dataset_name: str) -> Gallery | None:
             theirs = {r.seed: r for r in content.of(dataset_name, budget, baseline)}
             if shared := sorted(ours.keys() & theirs.keys()):
                 pair = ours[shared[0]], theirs[shared[0]]
-                cards = tuple(_card(content, choice, *pair) for choice in choose(*map(case_dice, pair)))
+                cards = tuple(_card(content, choice, *pair) for choice in choose(*(r.case_dice for r in pair)))
                 return Gallery(dataset_name=dataset_name, budget=budget, seed=shared[0], baseline=baseline, cards=cards)
     return None
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.label_gap import label_gaps
-from hssl_nnunet.benchmark.pairing import patient_dice
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.audit import audits
 from hssl_nnunet.benchmark.report.commands import preparation
@@ -74,7 +73,7 @@ def numbers(content: Content) -> dict[str, Any]:
 
 
 def _run(record: RunRecord) -> dict[str, Any]:
-    dice = {patient: 100 * value for patient, value in sorted(patient_dice(record).items())}
+    dice = {patient: 100 * value for patient, value in sorted(record.patient_dice.items())}
     names = ("dataset_name", "budget", "arm", "seed", "num_epochs", "num_iterations_per_epoch")
     costs = ("train_s", "peak_gib", "peak_gpu_gib")
     return {
