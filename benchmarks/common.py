@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment, trainers_found_at_once
+from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment
+from hssl_nnunet.nnunet_training import trainers_found_at_once
 from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.versions import cpu_model, versions
 

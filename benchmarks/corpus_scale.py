@@ -93,7 +93,8 @@ def start(count: int) -> dict[str, Any]:
     """What `hssl pretrain` does before its first step, stage by stage."""
     seconds: dict[str, float] = {}
     with timed(seconds, "import"):
-        from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment, trainers_found_at_once
+        from hssl_nnunet.launch import PRETRAIN_TRAINER, set_environment
+        from hssl_nnunet.nnunet_training import trainers_found_at_once
 
         set_environment()
         from nnunetv2.run.run_training import get_trainer_from_args

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +13,13 @@ from hssl_nnunet.device import check_gpus, choose_device, set_threads
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
 from hssl_nnunet.locks import claimed
+from hssl_nnunet.nnunet_training import mistakes_of_processes_told, trainers_found_at_once
 from hssl_nnunet.paths import (
     FINAL_CHECKPOINT,
     add_trainers_to_environment,
     dataset_name,
     preprocessed_dir,
     results_dir,
-    trainers_dir,
 )
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block, target_block
 from hssl_nnunet.preflight import check_batch, check_fold, data_folder, read_corpus_plans, read_target_plans
@@ -238,7 +236,7 @@ def _run(
 ) -> None:
     from nnunetv2.run.run_training import run_training
 
-    with trainers_found_at_once():
+    with trainers_found_at_once(), mistakes_of_processes_told():
         run_training(
             dataset,
             configuration,
@@ -251,28 +249,6 @@ def _run(
             only_run_validation=validation.alone,
             device=device,
         )
-
-
-@contextmanager
-def trainers_found_at_once() -> Iterator[None]:
-    """Let nnU-Net's `run_training` find our trainers by their file.
-
-    Its own search imports every variant of its trainers first, which takes a second and 40 MiB. Processes that it
-    starts search as ever.
-    """
-    from nnunetv2.run import run_training as host
-
-    search = host.recursive_find_trainer_class_by_name
-
-    def found(name: str) -> type[Any]:
-        ours = (trainers_dir() / f"{name}.py").is_file()
-        return getattr(import_module(f"hssl_nnunet.trainers.{name}"), name) if ours else search(name)  # type: ignore[no-any-return]
-
-    host.recursive_find_trainer_class_by_name = found
-    try:
-        yield
-    finally:
-        host.recursive_find_trainer_class_by_name = search
 
 
 def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_name: str) -> int:

@@ -15,6 +15,7 @@ from hssl_nnunet import device, launch
 from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, write_manifest
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.locks import claimed
+from hssl_nnunet.nnunet_training import mistakes_of_processes_told
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, ENV_TRAINERS, trainers_dir
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, TargetBlock, finetuning_plan, load_preset, pretraining_plan
 from hssl_nnunet.training.resume import images_sha256
@@ -211,6 +212,21 @@ def test_a_finished_fold_of_other_weights_is_not_taken_for_one_of_these(target, 
     seeding = f"hssl seed -d {NAME} -w /old.safetensors"
     with pytest.raises(HSSLError, match=rf"was begun with weights of sha256 abababababab\.\.\. .*`{seeding}`"):
         run()
+
+
+def mistaken(rank: int, message: str) -> None:
+    raise HSSLError(message)
+
+
+def test_a_mistake_found_by_one_of_nnunets_processes_is_told_without_a_traceback():
+    with pytest.raises(HSSLError, match=r"^the plans\nname no weights$"), mistakes_of_processes_told():
+        torch.multiprocessing.spawn(mistaken, ("the plans\nname no weights",), nprocs=1)
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException), mistakes_of_processes_told():
+        torch.multiprocessing.spawn(fails, nprocs=1)
+
+
+def fails(rank: int) -> None:
+    raise ValueError("unexpected")
 
 
 def row(case: str) -> ImageRow:

@@ -35,6 +35,7 @@ RANKS = {
     "plan_schema": 3,
     "ranks": 2,
     "nnunet_plans": 2,
+    "nnunet_training": 2,
     "remedies": 4,
     "device": 4,
     "preflight": 5,
