@@ -107,6 +107,24 @@ def test_a_run_trains_its_own_fold_and_no_other(tmp_path: Path, monkeypatch: pyt
     assert len(trained) == 1
 
 
+def test_weights_that_have_seen_a_test_case_train_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, weights = Workspace(tmp_path / "bench"), tmp_path / "w.safetensors"
+    weights.touch()
+    monkeypatch.setattr(run, "audit", lambda *_: {})
+    run.prepare(workspace, plan(arms=[f"external:{weights}"]))
+    seen = SimpleNamespace(dataset_name=LARGE, case="", patient="p00", content_hash="")
+    monkeypatch.setattr(leakage, "read_metadata", lambda path: SimpleNamespace(images=[seen]))
+    monkeypatch.setattr(leakage, "measured", run.measured)
+    monkeypatch.setattr(launch, "train", lambda *_: pytest.fail("it trains"))
+    split = read_splits(workspace.folder)[LARGE]
+    split = replace(split, test=("p00", *split.test[1:]))
+    folds = [{**fold, "val": list(split.test)} for fold in nnunet_folds(workspace, LARGE)]
+    (workspace.preprocessed / LARGE / "splits_final.json").write_text(json.dumps(folds))
+    asked = Run(dataset_name=LARGE, budget="12", arm="external_w", seed=0)
+    with pytest.raises(HSSLError, match="p00"):
+        finetune_run(workspace, workspace.plan(), split, asked)
+
+
 def test_a_budget_that_is_refused_leaves_the_folder_open_to_others(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "bench")
     with pytest.raises(HSSLError, match="Budget 200: 200 labelled cases asked for, 14"):

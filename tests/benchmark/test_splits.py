@@ -12,6 +12,7 @@ from hssl_nnunet.benchmark.splits import (
     CaseInfo,
     DatasetSplit,
     budget_cases,
+    drawn_patients,
     fixed_splits,
     make_split,
     training_order,
@@ -153,6 +154,17 @@ def test_a_dataset_that_would_test_patients_in_use_cannot_join_a_tuning(tmp_path
     kept_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=True)
     with pytest.raises(HSSLError, match="would test in a dataset that is new.*in A"):
         kept_splits(tmp_path, {"A": cases(20), "C": cases(9)}, 0.3, [0], tune=True)
+
+
+def test_who_is_left_alone_stays_so_in_a_dataset_that_joins_a_tuning(tmp_path: Path) -> None:
+    """Of an earlier run's testers alone: the dataset that joins would draw others."""
+    first = kept_splits(tmp_path, {"A": cases(20)}, 0.3, [0], tune=True)["A"]
+    testers = {first.patients[case] for case in first.untouched}
+    joins = [*(f"new{i}" for i in range(12)), *testers]
+    infos = [CaseInfo(case=patient, patient=patient, labels=frozenset("a")) for patient in joins]
+    assert testers - drawn_patients(infos, 0.1)
+    joined = kept_splits(tmp_path, {"B": infos}, 0.1, [0], tune=True)["B"]
+    assert testers <= set(joined.untouched) and testers.isdisjoint((*joined.test, *joined.order[0]))
 
 
 @pytest.mark.parametrize("tune", [True, False])

@@ -293,6 +293,17 @@ def test_runs_of_unequal_length_make_no_finding() -> None:
     assert compare_all([*unshared, *theirs])[0].finding  # its length does not count where its seed does not
 
 
+@pytest.mark.parametrize("longer", ["Dataset001_A", "Dataset002_B"])
+def test_one_dataset_of_unequal_length_makes_the_mean_unequal(longer: str) -> None:
+    records = [
+        record(name, 0, [0.5, 0.6], dataset)
+        for name in ("scratch", "hssl")
+        for dataset in ("Dataset001_A", "Dataset002_B")
+    ]
+    uneven = [replace(r, num_epochs=70) if (r.arm, r.dataset_name) == ("hssl", longer) else r for r in records]
+    assert [o.equal_length for o in (*overall(records), *overall(uneven))] == [True, False]
+
+
 def test_every_arm_meets_each_baseline_and_holm_is_within_it() -> None:
     rng = np.random.default_rng(3)
     places = [("Dataset001_A", "10%"), ("Dataset001_A", "5%"), ("Dataset002_B", "9")]
