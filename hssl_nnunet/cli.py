@@ -26,7 +26,6 @@ from hssl_nnunet.cli_options import (
     Continue,
     Dataset,
     Datasets,
-    DefaultPlans,
     Device,
     FoundPlans,
     ListCommand,
@@ -82,7 +81,14 @@ def convert_msd(
 def plan_and_preprocess(
     datasets: Datasets,
     configurations: Configurations = DEFAULT_CONFIGURATIONS,
-    preset: Annotated[str, typer.Option(help="default, resenc_m, resenc_l, resenc_xl or cpu.")] = "default",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="default, resenc_m, resenc_l, resenc_xl or cpu; default: default.", show_default=False),
+    ] = None,
+    plans_name: Annotated[
+        str | None,
+        typer.Option("-p", help="Plans that are there, used as they are instead of a preset.", show_default=False),
+    ] = None,
     num_processes: NumProcesses = None,
 ) -> None:
     """Plan and preprocess labelled datasets as stock nnU-Net does, and images without masks beside them."""
@@ -91,7 +97,7 @@ def plan_and_preprocess(
     set_environment()
     from hssl_nnunet.corpus.preprocess import plan_and_preprocess as run
 
-    report = run(datasets, configurations, preset, num_processes)
+    report = run(datasets, configurations, preset, num_processes, plans_name)
     for line in report.lines:
         print(line)
     _exit_with(report.problems, report.exit_code)
@@ -102,7 +108,9 @@ def corpus(
     datasets: Datasets,
     output: Annotated[int, typer.Option("-o", min=1, max=999, help="Id of the corpus.", show_default=False)],
     name: Annotated[str, typer.Option("-n", help="Name of the corpus.")] = "Corpus",
-    plans_name: DefaultPlans = "nnUNetPlans",
+    plans_name: Annotated[
+        str | None, typer.Option("-p", help="Name of the plans; default: those that all have.", show_default=False)
+    ] = None,
     configuration: Configuration = "3d_fullres",
     hierarchy: Annotated[
         Path | None, typer.Option("--hierarchy", metavar="FILE", help="JSON with the groups of every dataset.")

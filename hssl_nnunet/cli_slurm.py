@@ -68,8 +68,10 @@ def preprocess(
     ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_FOLDER, submit: Submit = False
 ) -> None:
     """Run hssl plan_and_preprocess, one dataset a task of an array."""
+    from hssl_nnunet.corpus.preprocess import check_request
+
     typed = _checked(ctx, "plan_and_preprocess", ctx.args)
-    slurm.check_preprocessing(typed["datasets"], typed["configurations"], typed["preset"])
+    check_request(*(typed[name] for name in ("datasets", "configurations", "preset", "plans_name")))
     _finish([slurm.preprocessing(ctx.args, _allocation(sbatch))], folder, submit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ def read_plans(path: str | Path, remedy: str = "") -> dict[str, Any]:
     plans: dict[str, Any] = read_json(path, remedy)
     parse(Plans, plans, path, remedy)
     return plans
+
+
+def plans_in(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The plans files of a preprocessed dataset, seeded ones too, and what they hold; damaged ones are passed over."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and isinstance(content.get("configurations"), dict):
+            found[path] = content
+    return found
 
 
 def resolved_configuration(

@@ -23,15 +23,31 @@ def preprocess_command(
 
     Args:
         dataset: id or name.
-        plans_name: the plans, seeded or not; of plans that no preset makes, nnU-Net itself preprocesses.
+        plans_name: the plans, seeded or not; those that no preset makes must be there.
         configuration: nnU-Net's configuration.
     """
-    preset = preset_name(plans_name)
-    if preset is None:
-        own = plans_name.removesuffix(SEEDED_SUFFIX)
-        return _joined("nnUNetv2_preprocess", "-d", _number(dataset), "-plans_name", own, "-c", configuration)
-    chosen = () if preset == DEFAULT_PRESET else ("--preset", preset)
+    chosen = _plans_option(plans_name)
     return _joined("hssl", "plan_and_preprocess", "-d", dataset, *chosen, *_unless_default(configuration))
+
+
+def _plans_option(plans_name: str) -> tuple[str, ...]:
+    preset, own = preset_name(plans_name), plans_name.removesuffix(SEEDED_SUFFIX)
+    if preset is None:
+        return ("-p", own)
+    return () if preset == DEFAULT_PRESET else ("--preset", preset)
+
+
+def plan_command(dataset: str | int, plans_name: str) -> str:
+    """The command that writes plans of a name; which of nnU-Net's planners a name of the user's own needs, is theirs.
+
+    Args:
+        dataset: id or name.
+        plans_name: the plans.
+    """
+    if preset_name(plans_name) is not None:
+        return preprocess_command(dataset, plans_name)
+    named = _joined("-overwrite_plans_name", plans_name.removesuffix(SEEDED_SUFFIX))
+    return f"{_joined('nnUNetv2_plan_experiment', '-d', _number(dataset))} -pl PLANNER {named}"
 
 
 def corpus_command(corpus: str | int) -> str:

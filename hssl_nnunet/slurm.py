@@ -10,7 +10,7 @@ from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name, target_plans_name
 from hssl_nnunet.nnunet_plans import read_plans
 from hssl_nnunet.paths import dataset_name, preprocessed_dir, results_dir
-from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, load_preset, target_block
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, target_block
 from hssl_nnunet.preflight import check_fold, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import check_shares
 from hssl_nnunet.remedies import corpus_command, preprocess_command, seed_command
@@ -163,28 +163,6 @@ def check_finetuning(dataset: str, plans_name: str | None, configuration: str, f
     if not scratch and weights is not None and not Path(weights).is_file():
         seeding = seed_command(name, None, plans_name, configuration)
         raise HSSLError(f"{weights}, which {path} names, does not exist. Put it back, or run `{seeding}`.")
-
-
-def check_preprocessing(datasets: Sequence[str], configurations: Sequence[str], preset: str) -> None:
-    """Refuse a preprocessing that would end at its start, before it waits in a queue.
-
-    Args:
-        datasets: ids or names.
-        configurations: nnU-Net's configurations.
-        preset: name of the preset.
-
-    Raises:
-        HSSLError: a dataset is missing or empty, or a configuration or the preset is unknown.
-    """
-    from hssl_nnunet.corpus.cases import read_raw_dataset
-    from hssl_nnunet.corpus.preprocess import CONFIGURATIONS
-
-    for dataset in datasets:
-        read_raw_dataset(dataset)
-    for configuration in configurations:
-        if configuration not in CONFIGURATIONS:
-            raise unknown_name("configuration", configuration, CONFIGURATIONS)
-    load_preset(preset)
 
 
 def check_planned(dataset: str, plans_name: str, configuration: str) -> None:

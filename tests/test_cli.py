@@ -86,6 +86,13 @@ def test_several_datasets_after_one_flag():
     assert params["datasets"] == ["4", "Dataset051_Sarcoma", "55"]
     assert params["configurations"] == ["2d", "3d_fullres"]
     assert (params["preset"], params["num_processes"]) == ("cpu", 3)
+    params = parsed("plan_and_preprocess -d 4 -p MyResEnc")
+    assert (params["preset"], params["plans_name"]) == (None, "MyResEnc")
+
+
+def test_a_preset_and_plans_exclude_each_other(capsys: pytest.CaptureFixture[str], nnunet_folders):
+    code, said = failure(capsys, *"plan_and_preprocess -d 4 -p MyResEnc --preset cpu".split())
+    assert code == 1 and "--preset cpu and -p MyResEnc" in said
 
 
 def test_a_command_for_one_dataset_refuses_two(capsys: pytest.CaptureFixture[str]):

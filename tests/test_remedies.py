@@ -7,7 +7,14 @@ import typer
 
 from hssl_nnunet.cli import app
 from hssl_nnunet.plan_schema import known_presets, load_preset
-from hssl_nnunet.remedies import corpus_command, finetune_command, preprocess_command, seed_command
+from hssl_nnunet.remedies import (
+    DEFAULT_PRESET,
+    corpus_command,
+    finetune_command,
+    plan_command,
+    preprocess_command,
+    seed_command,
+)
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -21,6 +28,10 @@ COMMANDS = typer.main.get_command(app).commands
             "hssl plan_and_preprocess -d Dataset004_X -c 2d",
         ),
         (preprocess_command(4, "nnUNetCPUPlans"), "hssl plan_and_preprocess -d 4 --preset cpu"),
+        (
+            preprocess_command("Dataset004_Toy", "MyPlans_HSSL", "2d"),
+            "hssl plan_and_preprocess -d Dataset004_Toy -p MyPlans -c 2d",
+        ),
         (seed_command(4), "hssl seed -d 4 -w hssl.safetensors"),
         (
             seed_command(4, "/a b/w.safetensors", "nnUNetCPUPlans_HSSL", "2d"),
@@ -45,9 +56,10 @@ def test_a_command_names_what_is_not_the_default_and_parses(command: str, expect
 def test_preprocessing_with_the_suggested_preset_writes_the_plans_that_lack(preset: str):
     words = shlex.split(preprocess_command(4, load_preset(preset).plans_name))[2:]
     params = COMMANDS["plan_and_preprocess"].make_context("plan_and_preprocess", words).params
-    assert params["preset"] == preset
+    assert (params["preset"] or DEFAULT_PRESET) == preset
 
 
-def test_nnunet_itself_preprocesses_what_no_preset_plans():
-    expected = "nnUNetv2_preprocess -d 4 -plans_name MyPlans -c 2d"
-    assert preprocess_command("Dataset004_Toy", "MyPlans_HSSL", "2d") == expected
+def test_plans_come_from_the_preset_of_their_name_or_from_a_planner_of_the_users():
+    assert plan_command(4, "nnUNetCPUPlans_HSSL") == "hssl plan_and_preprocess -d 4 --preset cpu"
+    expected = "nnUNetv2_plan_experiment -d 4 -pl PLANNER -overwrite_plans_name MyPlans"
+    assert plan_command("Dataset004_Toy", "MyPlans_HSSL") == expected

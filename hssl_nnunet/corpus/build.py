@@ -23,7 +23,7 @@ from hssl_nnunet.corpus.candidates import (
 from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, deepest, read_sources
 from hssl_nnunet.corpus.fingerprint import PERCENTILES, worker_pool
 from hssl_nnunet.corpus.hierarchy import Groups, build_hierarchy
-from hssl_nnunet.corpus.integrity import Problem
+from hssl_nnunet.corpus.integrity import EXIT_QUARANTINED, Problem
 from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, write_manifest
 from hssl_nnunet.corpus.patients import parse_patient_regexes
 from hssl_nnunet.corpus.picture import draw_fingerprint
@@ -31,12 +31,11 @@ from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
-from hssl_nnunet.plan_schema import DEFAULT_PLANS, CorpusBlock, DomainPlan, preset_of_plans, pretraining_plan
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, preset_of_plans, pretraining_plan
 from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.typed_json import to_json
 
 FINGERPRINT, PICTURE = "hssl_fingerprint.json", "hssl_fingerprint.png"
-EXIT_QUARANTINED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +69,7 @@ def build_corpus(
     output_id: int,
     name: str | None = None,
     *,
-    plans_name: str = DEFAULT_PLANS,
+    plans_name: str | None = None,
     configuration: str = "3d_fullres",
     hierarchy_file: str | Path | None = None,
     exclude_file: str | Path | None = None,
@@ -87,7 +86,7 @@ def build_corpus(
         datasets: ids or names of the domains, in the order they get in the corpus.
         output_id: dataset id of the corpus.
         name: name of the corpus, `Corpus` if None.
-        plans_name: plans file that every domain has, and the corpus gets.
+        plans_name: plans file that every domain has, and the corpus gets; None = see `read_sources`.
         configuration: configuration of these plans that every domain was preprocessed for.
         hierarchy_file: see `hierarchy.HierarchyFile`; None = MSD table, else derived.
         exclude_file: see `patients.excluded_subjects`.
@@ -104,6 +103,7 @@ def build_corpus(
     dataset_name = _free_dataset_name(output_id, name or "Corpus", overwrite)
     sources = read_sources(datasets, plans_name, configuration)
     body = deepest(sources)
+    plans_name = sources[0].plans_name
     pretraining = pretraining_plan(preset_of_plans(body.plans), **(pretraining_overrides or {}))
     patterns = parse_patient_regexes(patient_regex, [s.dataset.name for s in sources])
     images, problems, notes = _admitted(sources, patterns, exclude_file, exclude_contents, num_processes)

@@ -123,7 +123,7 @@ def _problems(source: Source, case: Case, results: Sequence[Result], preprocesse
         return [Problem(name, case.name, str(case.images[0]), *channel_finding(found, expected))]
     path = preprocessed_dir() / preprocessed
     if not path.is_file():
-        command = preprocess_command(dataset_id(name), source.plans["plans_name"], source.configuration_name)
+        command = preprocess_command(dataset_id(name), source.plans_name, source.configuration_name)
         return [Problem(name, case.name, str(path), NOT_PREPROCESSED, f"Run `{command}`.")]
     return []
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hssl_nnunet.corpus.cases import RawDataset, dataset_id, read_raw_dataset
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.nnunet_plans import read_plans, resolved_configuration
+from hssl_nnunet.nnunet_plans import plans_in, read_plans, resolved_configuration
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, CorpusBlock
-from hssl_nnunet.remedies import preprocess_command, preset_name
+from hssl_nnunet.remedies import plan_command, preprocess_command, preset_name
 from hssl_nnunet.typed_json import parse, to_json
 
 FAMILIES = ("PlainConvUNet", "ResidualEncoderUNet")
@@ -26,12 +25,14 @@ class Source:
     Attributes:
         dataset: its raw cases.
         plans: its plans file.
+        plans_name: name of that file.
         configuration: the wanted configuration, with what it inherits.
         configuration_name: its name.
     """
 
     dataset: RawDataset
     plans: dict[str, Any]
+    plans_name: str
     configuration: dict[str, Any]
     configuration_name: str
 
@@ -75,18 +76,27 @@ class DomainPlans:
     configuration: _Configuration
 
 
-def read_sources(datasets: Sequence[str | int], plans_name: str, configuration: str) -> list[Source]:
+def read_sources(datasets: Sequence[str | int], plans_name: str | None, configuration: str) -> list[Source]:
     """Read the plans and list the raw cases of each dataset; no image is read.
+
+    Args:
+        datasets: ids or names.
+        plans_name: plans that every dataset has; None = `nnUNetPlans` where all have them, else the only ones that all
+            have.
+        configuration: configuration of these plans.
 
     Raises:
         HSSLError: a dataset is unknown or named twice, lacks raw images, the plans file or the configuration; or the
-            datasets' networks are of several families, or of one that the shared weights do not cover.
+            datasets' networks are of several families, or of one that the shared weights do not cover; or they share
+            several plans and none is named.
     """
     names = [dataset_name(d) for d in datasets]
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated or not names:
         raise HSSLError(f"Got the datasets {list(datasets)}; expected each once, at least one. Twice: {repeated}.")
-    sources = [_read_source(name, plans_name, configuration) for name in names]
+    raw = [read_raw_dataset(name) for name in names]  # first: it tells a corpus, which no command preprocesses
+    chosen = plans_name or _shared_plans(names)
+    sources = [_read_source(dataset, chosen, configuration) for dataset in raw]
     families = {s.dataset.name: s.family for s in sources}
     if len(set(families.values())) > 1 or families[names[0]] not in FAMILIES:
         listed = ", ".join(f"{name}: {family}" for name, family in families.items())
@@ -97,17 +107,29 @@ def read_sources(datasets: Sequence[str | int], plans_name: str, configuration: 
     return sources
 
 
-def _read_source(name: str, plans_name: str, configuration: str) -> Source:
-    dataset = read_raw_dataset(name)  # first: it tells a corpus, which no command preprocesses
-    folder = preprocessed_dir() / name
+def _shared_plans(names: Sequence[str]) -> str:
+    """The plans that all datasets have; where none are, those that most have, which the others then lack."""
+    found = {name: plans_in(preprocessed_dir() / name).items() for name in names}
+    there = [[p.stem for p, content in plans if "hssl" not in content] for plans in found.values()]
+    shared = [p for p in there[0] if all(p in others for others in there)]
+    if DEFAULT_PLANS in shared:
+        return DEFAULT_PLANS
+    if len(shared) > 1:
+        raise HSSLError(f"The datasets {', '.join(names)} all have the plans {', '.join(shared)}. Choose one with -p.")
+    counts = Counter(shared or [p for plans in there for p in plans])
+    return counts.most_common(1)[0][0] if counts else DEFAULT_PLANS
+
+
+def _read_source(dataset: RawDataset, plans_name: str, configuration: str) -> Source:
+    name, folder = dataset.name, preprocessed_dir() / dataset.name
     path = folder / f"{plans_name}.json"
-    own = plans_name if preset_name(plans_name) else DEFAULT_PLANS  # no command of ours writes other plans
-    command = preprocess_command(dataset_id(name), own, configuration)
+    steps = (plan_command(name, plans_name), preprocess_command(dataset_id(name), plans_name, configuration))
+    commands = " then ".join(f"`{step}`" for step in steps[preset_name(plans_name) is not None :])
     if not path.is_file():
-        others = _plans_files(folder)
+        others = [p.stem for p in plans_in(folder)]
         choice = f"It has {', '.join(others)}: choose one for all datasets with -p, or run" if others else "Run"
-        raise HSSLError(f"{name} has no {plans_name}.json in {folder}. {choice} `{command}`.")
-    remedy = f"Run `{command}` to write it anew."
+        raise HSSLError(f"{name} has no {plans_name}.json in {folder}. {choice} {commands}.")
+    remedy = f"Run {commands} to write it anew."
     plans = read_plans(path, remedy)
     if configuration not in plans["configurations"]:
         raise HSSLError(
@@ -116,19 +138,7 @@ def _read_source(name: str, plans_name: str, configuration: str) -> Source:
         )
     resolved = resolved_configuration(plans, configuration, path, remedy)
     parse(DomainPlans, plans | {"configuration": resolved}, path, remedy)
-    return Source(dataset, plans, resolved, configuration)
-
-
-def _plans_files(folder: Path) -> list[str]:
-    names = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and "configurations" in content:
-            names.append(path.stem)
-    return names
+    return Source(dataset, plans, plans_name, resolved, configuration)
 
 
 def deepest(sources: Sequence[Source]) -> Source:

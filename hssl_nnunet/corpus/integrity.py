@@ -19,6 +19,7 @@ from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.typed_json import parse
 
 QUARANTINE_FILE = "hssl_quarantine.json"
+EXIT_QUARANTINED = 3  # done, but something had to be left out
 TOLERANCE = 1e-3  # of spacing (relative) and of direction cosines: headers are stored as float32
 CHUNK_BYTES = 1 << 20
 ORIGIN_TOLERANCE = 0.1  # voxels: less is rounding, more is a shift between image and mask

@@ -33,7 +33,7 @@ from hssl_nnunet.corpus.cases import Case, RawDataset, dataset_id
 from hssl_nnunet.corpus.parallel import map_cases, on_terminal
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.paths import ENV_RAW, preprocessed_dir
+from hssl_nnunet.paths import ENV_RAW, preprocessed_dir, raw_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, Preset
 from hssl_nnunet.typed_json import parse
 
@@ -80,28 +80,31 @@ def planner_class(preset: Preset) -> type[ExperimentPlanner]:
 
 
 def plan_dataset(
-    dataset: RawDataset, cases: Sequence[Case], preset: Preset, reader: type[Any], num_processes: int
+    dataset: RawDataset, cases: Sequence[Case], preset: Preset | None, reader: type[Any], num_processes: int
 ) -> None:
     """Write dataset_fingerprint.json, dataset.json and the preset's plans of a dataset.
 
-    Must run inside `nnunet_sees(dataset, cases)`. An up-to-date fingerprint is kept.
+    Must run inside `nnunet_sees(dataset, cases)`. An up-to-date fingerprint is kept, and without a preset any.
 
     Args:
         dataset: the dataset.
         cases: its good cases: the labelled ones, or, in a dataset without masks, all.
-        preset: planner and its size.
+        preset: planner and its size; None = plans that are there are used, and nothing is planned.
         reader: nnU-Net's reader class for the dataset's files.
         num_processes: worker processes.
     """
     number = dataset_id(dataset.name)
     path = preprocessed_dir() / dataset.name / "dataset_fingerprint.json"
-    if not _fingerprint_is_current(path, dataset, cases):
+    if not (path.is_file() if preset is None else _fingerprint_is_current(path, dataset, cases)):
         if dataset.labelled:
             extract_fingerprint_dataset(
                 number, DatasetFingerprintExtractor, num_processes, verbose=False, show_progress_bar=on_terminal()
             )
         else:
             write_json(path, label_free_fingerprint(cases, reader, num_processes))
+    if preset is None:  # as nnU-Net's planner does, whose training wants this copy
+        shutil.copy(raw_dir() / dataset.name / "dataset.json", path.with_name("dataset.json"))
+        return
     with _environment(nnUNet_n_proc_DA=_planning_threads()):
         plan_experiment_dataset(
             number, planner_class(preset), preset.gpu_memory_target_gb, overwrite_plans_name=preset.plans_name

@@ -7,45 +7,41 @@ training never looks. Cases that fail a check are quarantined: left out, listed,
 
 from __future__ import annotations
 
-import os
-import shutil
+import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hssl_nnunet.corpus.cases import Case, RawDataset, dataset_id, read_raw_dataset
-from hssl_nnunet.corpus.integrity import Problem, write_quarantine
-from hssl_nnunet.corpus.parallel import default_processes, map_cases
-from hssl_nnunet.corpus.planning import changed_at, nnunet_sees, plan_dataset
+from hssl_nnunet.corpus.integrity import EXIT_QUARANTINED, Problem, write_quarantine
+from hssl_nnunet.corpus.outputs import (
+    LABELLED_RECIPE_FILE,
+    RECIPE_FILE,
+    UNFINISHED,
+    DatedPlans,
+    date_kept,
+    dated_plans,
+    keep_only,
+    preprocess_cases,
+    recipe_of,
+    remove_folder,
+    take_over,
+)
+from hssl_nnunet.corpus.parallel import default_processes
+from hssl_nnunet.corpus.planning import nnunet_sees, plan_dataset
 from hssl_nnunet.corpus.screening import check_dataset, find_reader
 from hssl_nnunet.errors import HSSLError, unknown_name
-from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.files import write_json
+from hssl_nnunet.nnunet_plans import plans_in, read_plans
 from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
 from hssl_nnunet.plan_schema import Preset, load_preset
+from hssl_nnunet.remedies import DEFAULT_PRESET, plan_command
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
-RECIPE_FILE = "preprocessing.json"
-LABELLED_RECIPE_FILE = f"hssl/{RECIPE_FILE}"  # nnU-Net takes no folder with a file of another ending beside its own
-RECIPE_KEYS = (
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg",
-    "resampling_fn_seg_kwargs",
-    "preprocessor_name",
-)
-SUFFIXES = ("_seg.b2nd", ".pkl", ".b2nd")  # of a case's files, the image last
-TEMPORARY = ".tmp"  # end of the name of a worker's folder
-QUARANTINE_EXIT_CODE = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,7 @@ class DatasetReport:
         unlabelled: images preprocessed without masks.
         quarantined: cases left out.
         notes: what the user may not expect.
+        lacking: why nothing was preprocessed, where the plans have none of the configurations.
     """
 
     name: str
@@ -65,11 +62,24 @@ class DatasetReport:
     unlabelled: int
     quarantined: int
     notes: tuple[str, ...] = ()
+    lacking: str | None = None
 
     @property
     def planned(self) -> bool:
         """Whether a case was left to plan from."""
         return self.labelled + self.unlabelled > 0
+
+    @property
+    def lines(self) -> list[str]:
+        """What became of it, and notes, for the user."""
+        fate = "" if self.planned else "; nothing is left to plan from"
+        told = f"{self.labelled} with masks, {self.unlabelled} without, {self.quarantined} quarantined{fate}"
+        first = f"{self.name}: {told if self.lacking is None else 'nothing preprocessed'}"
+        return [
+            first,
+            *(f"Note: {note}." for note in [self.lacking] if note),
+            *(f"Note: {note}" for note in self.notes),
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,90 +92,149 @@ class Report:
 
     @property
     def lines(self) -> list[str]:
-        """What became of each dataset, notes, and the plans that were written, for the user."""
-        told = []
-        for d in self.datasets:
-            fate = "" if d.planned else "; nothing is left to plan from"
-            told.append(f"{d.name}: {d.labelled} with masks, {d.unlabelled} without, {d.quarantined} quarantined{fate}")
-            told += [f"Note: {note}" for note in d.notes]
+        """What became of each dataset, notes, and the plans that were used, for the user."""
+        told = [line for d in self.datasets for line in d.lines]
         return told + ([f"Plans: {self.plans_name}"] if any(d.planned for d in self.datasets) else [])
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 if a case is quarantined."""
-        return QUARANTINE_EXIT_CODE if self.problems else 0
+        """0, or 3 if a case is quarantined or a dataset lacks the configurations."""
+        return EXIT_QUARANTINED if self.problems or any(d.lacking for d in self.datasets) else 0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to preprocess with: a preset that plans, or None and the name of plans that are there."""
+
+    preset: Preset | None
+    plans_name: str
+    configurations: tuple[str, ...]
+    num_processes: int
 
 
 def plan_and_preprocess(
     datasets: Sequence[str | int],
     configurations: Sequence[str] = ("3d_fullres",),
-    preset: str = "default",
+    preset: str | None = None,
     num_processes: int | None = None,
+    plans_name: str | None = None,
 ) -> Report:
     """Check, plan and preprocess datasets of nnUNet_raw.
 
     Args:
         datasets: names or ids.
-        configurations: of `2d`, `3d_fullres`, `3d_lowres`; one that nnU-Net does not plan for a dataset is noted.
-        preset: name of a `plans/preset_<name>.json`.
+        configurations: of `2d`, `3d_fullres`, `3d_lowres`, or of the plans named; one that a dataset's plans lack is
+            noted.
+        preset: name of a `plans/preset_<name>.json`; default: `default`.
         num_processes: worker processes; default: nnU-Net's, but not more than there are processors.
+        plans_name: plans that are there, of any planner, to use as they are; None = plan by the preset.
 
     Returns:
         Counts per dataset, and the problems of the quarantined cases.
 
     Raises:
-        HSSLError: unknown preset or configuration, missing or empty dataset, disk full, a worker out of memory, or
-            nnU-Net plans none of the configurations for a dataset.
+        HSSLError: see `check_request`; disk full, a worker out of memory, or no dataset's plans have any of the
+            configurations.
     """
-    preprocessed_dir()  # not set is an error now, not after the first image
-    for configuration in configurations:
-        if configuration not in CONFIGURATIONS:
-            raise unknown_name("configuration", configuration, CONFIGURATIONS)
-    chosen = load_preset(preset)
-    processes = num_processes or default_processes()
-    raw = [read_raw_dataset(d) for d in datasets]  # all of them, before the first long step
-    results = [_one_dataset(dataset, configurations, chosen, processes) for dataset in raw]
-    return Report(chosen.plans_name, tuple(r for r, _ in results), tuple(p for _, ps in results for p in ps))
+    raw = check_request(datasets, configurations, preset, plans_name)  # all of them, before the first long step
+    chosen = load_preset(preset or DEFAULT_PRESET) if plans_name is None else None
+    name = chosen.plans_name if chosen else str(plans_name)
+    request = _Request(chosen, name, tuple(configurations), num_processes or default_processes())
+    results = [_one_dataset(dataset, request) for dataset in raw]
+    lacking = [r.lacking for r, _ in results if r.lacking]
+    if lacking and len(lacking) == len(results):
+        raise HSSLError(f"{'; '.join(lacking)}. Choose one of these with -c.")
+    return Report(name, tuple(r for r, _ in results), tuple(p for _, ps in results for p in ps))
 
 
-def _one_dataset(
-    dataset: RawDataset, configurations: Sequence[str], preset: Preset, num_processes: int
-) -> tuple[DatasetReport, list[Problem]]:
-    reader = find_reader(dataset)
-    problems, labelled, unlabelled = check_dataset(dataset, configurations, reader, num_processes)
-    write_quarantine(dataset.name, problems)
-    planned_from = labelled if dataset.labelled else unlabelled
-    if not planned_from:  # nothing to plan from: the list of problems says why
-        return DatasetReport(dataset.name, 0, 0, _quarantined(problems), dataset.notes), problems
-    with _explained(dataset.name), nnunet_sees(dataset, planned_from):
-        plan_dataset(dataset, planned_from, preset, reader, num_processes)
-        plans = PlansManager(str(preprocessed_dir() / dataset.name / f"{preset.plans_name}.json"))
-        planned, unplanned = _planned(dataset.name, plans, configurations)
-        if dataset.labelled:
-            _preprocess_labelled(dataset, labelled, plans, planned, num_processes)
-    with _explained(dataset.name):
-        for configuration in planned:
-            _preprocess_unlabelled(dataset, unlabelled, plans, configuration, num_processes)
-    counts = len(labelled), len(unlabelled), _quarantined(problems)
-    return DatasetReport(dataset.name, *counts, (*dataset.notes, *unplanned)), problems
+def check_request(
+    datasets: Sequence[str | int], configurations: Sequence[str], preset: str | None, plans_name: str | None
+) -> list[RawDataset]:
+    """Refuse what `plan_and_preprocess` would end at once with; returns the datasets' cases, no image is read.
 
-
-def _planned(dataset: str, plans: PlansManager, configurations: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The configurations that nnU-Net plans for a dataset, and a note on the others.
+    Args:
+        datasets: names or ids.
+        configurations: nnU-Net's configurations.
+        preset: name of a preset, or None.
+        plans_name: name of plans that are there, or None.
 
     Raises:
-        HSSLError: it plans none of them.
+        HSSLError: both a preset and plans, unknown preset or configuration, a missing or empty dataset, plans that a
+            dataset does not have.
     """
-    there = [c for c in CONFIGURATIONS if c in plans.available_configurations]
-    missing = [c for c in configurations if c not in there]
-    told = f"nnU-Net plans no {', '.join(missing)} for {dataset} (planned: {', '.join(there)})"
-    if len(missing) == len(configurations):
-        raise HSSLError(f"{told}. Choose one of these with -c.")
-    return [c for c in configurations if c in there], [f"{told}."] if missing else []
+    preprocessed_dir()  # not set is an error now, not after the first image
+    if preset is not None and plans_name is not None:
+        raise HSSLError(
+            f"Got --preset {preset} and -p {plans_name}: a preset plans anew, -p uses plans that are there."
+        )
+    load_preset(preset or DEFAULT_PRESET)
+    for configuration in configurations:
+        if plans_name is None and configuration not in CONFIGURATIONS:
+            raise unknown_name("configuration", configuration, CONFIGURATIONS)
+    raw = [read_raw_dataset(d) for d in datasets]
+    for dataset in raw:
+        if plans_name is not None:
+            _check_plans(dataset.name, plans_name)
+    return raw
+
+
+def _check_plans(dataset: str, plans_name: str) -> None:
+    path = preprocessed_dir() / dataset / f"{plans_name}.json"
+    command = plan_command(dataset, plans_name)
+    if not path.is_file():
+        there = ", ".join(p.stem for p in plans_in(path.parent))
+        choice = f"It has {there}: name one with -p, or run" if there else "Run"
+        raise HSSLError(f"{dataset} has no {path.name} in {path.parent}. {choice} `{command}` first.")
+    own = read_plans(path, f"Repair it, or run `{command}` to write it anew.")["plans_name"]
+    if own != path.stem:
+        raise HSSLError(
+            f'{path} calls itself `{own}`, as a copy of other plans does. Set `"plans_name": "{path.stem}"` in it.'
+        )
+
+
+def _one_dataset(dataset: RawDataset, request: _Request) -> tuple[DatasetReport, list[Problem]]:
+    reader, processes = find_reader(dataset), request.num_processes
+    problems, labelled, unlabelled = check_dataset(dataset, request.configurations, reader, processes)
+    write_quarantine(dataset.name, problems)
+    quarantined = _quarantined(problems)
+    planned_from = labelled if dataset.labelled else unlabelled
+    if not planned_from:  # nothing to plan from: the list of problems says why
+        return DatasetReport(dataset.name, 0, 0, quarantined, dataset.notes), problems
+    path = preprocessed_dir() / dataset.name / f"{request.plans_name}.json"
+    before = dated_plans(path.parent)
+    with _explained(dataset.name), nnunet_sees(dataset, planned_from):
+        with date_kept(path), _quiet():
+            plan_dataset(dataset, planned_from, request.preset, reader, processes)
+        plans = PlansManager(str(path))
+        planned, lacking = _planned(path, plans, request)
+        if not planned:
+            return DatasetReport(dataset.name, 0, 0, quarantined, dataset.notes, lacking), problems
+        if dataset.labelled:
+            _preprocess_labelled(dataset, labelled, plans, planned, processes, before)
+    with _explained(dataset.name):
+        for configuration in planned:
+            _preprocess_unlabelled(dataset, unlabelled, plans, configuration, processes)
+    notes = (*dataset.notes, f"{lacking}.") if lacking else dataset.notes
+    return DatasetReport(dataset.name, len(labelled), len(unlabelled), quarantined, notes), problems
+
+
+def _planned(path: Path, plans: PlansManager, request: _Request) -> tuple[list[str], str | None]:
+    """The configurations of a request that the plans have, and which they lack."""
+    there = [c for c in plans.available_configurations if request.preset is None or c in CONFIGURATIONS]
+    missing = [c for c in request.configurations if c not in there]
+    lacking = f"{path.stem} of {path.parent.name} have no {', '.join(missing)} (planned: {', '.join(there)})"
+    return [c for c in request.configurations if c in there], lacking if missing else None
 
 
 def _quarantined(problems: Sequence[Problem]) -> int:
     return len({(p.case, Path(p.file).parent.name.startswith("imagesTs")) for p in problems})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from the terminal what nnU-Net prints of its plans: pages, in which our few lines drown."""
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 @contextmanager
@@ -183,7 +252,12 @@ def _explained(dataset: str) -> Iterator[None]:
 
 
 def _preprocess_labelled(
-    dataset: RawDataset, cases: Sequence[Case], plans: PlansManager, configurations: Sequence[str], num_processes: int
+    dataset: RawDataset,
+    cases: Sequence[Case],
+    plans: PlansManager,
+    configurations: Sequence[str],
+    num_processes: int,
+    before: DatedPlans,
 ) -> None:
     """The files of nnU-Net's own preprocessing; cases that are done and current stay, so that a stopped run goes on.
 
@@ -191,24 +265,20 @@ def _preprocess_labelled(
     """
     for configuration in configurations:
         folder = preprocessed_dir() / dataset.name / plans.get_configuration(configuration).data_identifier
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
+        made = recipe_of(plans, configuration)
+        recipe = made | {"labels": dataset.dataset_json["labels"]}
         if folder.is_dir():
-            _remove(unfinished)
+            remove_folder(unfinished)
+            stock = not (folder / LABELLED_RECIPE_FILE).is_file()
+            if stock and take_over(folder, cases, plans, configuration, made, dataset.dataset_json, before):
+                write_json(folder / LABELLED_RECIPE_FILE, recipe)
             folder.rename(unfinished)
-        recipe = _recipe(plans, configuration) | {"labels": dataset.dataset_json["labels"]}
-        _keep_only(unfinished, cases, recipe, unfinished / LABELLED_RECIPE_FILE)
-        _preprocess(dataset, cases, plans, configuration, unfinished, num_processes)
+        keep_only(unfinished, cases, recipe, unfinished / LABELLED_RECIPE_FILE)
+        preprocess_cases(dataset, cases, plans, configuration, unfinished, num_processes)
         unfinished.rename(folder)
-    preprocess_dataset(dataset_id(dataset.name), plans.plans_name, (), [num_processes])  # copies the masks, no more
-
-
-class UnlabelledPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
-    """nnU-Net's preprocessor for images without masks; the loader wants `class_locations`, here empty."""
-
-    def run_case(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """As nnU-Net's: image (C, X, Y, Z) float32, nonzero mask (1, X, Y, Z), 0 inside and -1 outside, properties."""
-        data, seg, properties = super().run_case(*args, **kwargs)
-        return data, seg, properties | {"class_locations": {}}
+    with _quiet():
+        preprocess_dataset(dataset_id(dataset.name), plans.plans_name, (), [num_processes])  # copies the masks, no more
 
 
 def _preprocess_unlabelled(
@@ -216,84 +286,5 @@ def _preprocess_unlabelled(
 ) -> None:
     identifier = plans.get_configuration(configuration).data_identifier
     folder = preprocessed_dir() / dataset.name / unlabelled_folder(identifier)
-    _keep_only(folder, cases, _recipe(plans, configuration), folder / RECIPE_FILE)
-    _preprocess(dataset, cases, plans, configuration, folder, num_processes)
-
-
-def _preprocess(
-    dataset: RawDataset,
-    cases: Sequence[Case],
-    plans: PlansManager,
-    configuration: str,
-    folder: Path,
-    num_processes: int,
-) -> None:
-    """Preprocess into `folder` the cases that are new or changed."""
-    todo = [c for c in cases if not _is_current(folder, c)]
-    work = partial(_preprocess_case, plans=plans, configuration=configuration, folder=folder, json=dataset.dataset_json)
-    for _ in map_cases(work, todo, num_processes, f"Preprocessing {dataset.name}, {configuration}"):
-        pass
-
-
-def _recipe(plans: PlansManager, configuration: str) -> dict[str, Any]:
-    """All of the plans that decides the voxels of a preprocessed image."""
-    values = plans.get_configuration(configuration).configuration
-    recipe = {key: values[key] for key in RECIPE_KEYS}
-    recipe["transpose_forward"] = plans.plans["transpose_forward"]
-    recipe["image_reader_writer"] = plans.plans["image_reader_writer"]
-    if "CTNormalization" in values["normalization_schemes"]:  # the others look at the image alone
-        recipe["intensities"] = plans.plans["foreground_intensity_properties_per_channel"]
-    return recipe
-
-
-def _keep_only(folder: Path, cases: Sequence[Case], recipe: dict[str, Any], path: Path) -> None:
-    """Remove outputs of other recipes, of cases that are gone, of killed workers; without cases, the whole folder.
-
-    `path` is where the recipe is written, inside the folder, so that it goes when nnU-Net replaces the folder.
-    """
-    if not cases or not path.is_file() or read_json(path, f"Remove {folder} and run it again.") != recipe:
-        _remove(folder)
-    if not cases:
-        return
-    if not path.is_file():
-        write_json(path, recipe)
-    for left in folder.glob(f"*{TEMPORARY}"):
-        _remove(left)
-    names = {c.name for c in cases}
-    for image in folder.glob("*.b2nd"):
-        name = image.name.removesuffix(".b2nd")
-        if name not in names and name.removesuffix("_seg") not in names:
-            image.unlink()
-            image.with_suffix(".pkl").unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():  # what cannot be removed is an error: it would pass for current
-        shutil.rmtree(folder)
-
-
-def _is_current(folder: Path, case: Case) -> bool:
-    """Whether a case's files are all there, made of its raw files as they are."""
-    outputs = [folder / (case.name + suffix) for suffix in SUFFIXES]
-    if not all(o.is_file() for o in outputs):
-        return False
-    raw = [f for f in (*case.images, case.mask) if f is not None]
-    return min(o.stat().st_mtime for o in outputs) > max(changed_at(f) for f in raw)
-
-
-def _preprocess_case(case: Case, plans: PlansManager, configuration: str, folder: Path, json: dict[str, Any]) -> None:
-    """Preprocess one case; its files appear whole, the image last, dated to when its raw files were not yet read."""
-    values = plans.get_configuration(configuration)
-    kind = UnlabelledPreprocessor if case.mask is None else values.preprocessor_class
-    temporary = folder / f".{case.name}.{os.getpid()}{TEMPORARY}"
-    try:
-        temporary.mkdir()
-        begun = temporary.stat().st_mtime_ns
-        output, images = str(temporary / case.name), [str(i) for i in case.images]
-        kind(verbose=False).run_case_save(output, images, case.mask and str(case.mask), plans, values, json)
-        for suffix in SUFFIXES:
-            made = temporary / (case.name + suffix)
-            os.utime(made, ns=(begun, begun))  # a raw file that changed meanwhile is newer
-            made.replace(folder / made.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    keep_only(folder, cases, recipe_of(plans, configuration), folder / RECIPE_FILE)
+    preprocess_cases(dataset, cases, plans, configuration, folder, num_processes)

@@ -347,7 +347,15 @@ def test_an_id_of_another_dataset_is_refused_and_left_untouched(folders):
         ({"datasets": [4, 4, 52]}, ["each once", HIPPOCAMPUS]),
         ({"datasets": []}, ["at least one"]),
         ({"datasets": [4, 77]}, ["'77' was not found"]),
-        ({"plans_name": "OtherPlans"}, ["no OtherPlans.json", "nnUNetPlans", "plan_and_preprocess -d 4"]),
+        (
+            {"plans_name": "OtherPlans"},
+            [
+                "no OtherPlans.json",
+                "It has nnUNetPlans",
+                "-pl PLANNER -over",
+                "plan_and_preprocess -d 4 -p OtherPlans`",
+            ],
+        ),
         ({"configuration": "2d"}, ["no configuration '2d'", "3d_fullres", "one of these with -c"]),
         ({"plans_name": "nnUNetCPUPlans"}, ["`hssl plan_and_preprocess -d 4 --preset cpu`"]),
         ({"name": "a b"}, ["letters, digits"]),
@@ -362,6 +370,37 @@ def test_wrong_input_is_named_and_nothing_is_written(folders, arguments, words):
     for word in words:
         assert word in str(error.value)
     assert not list(folders.preprocessed.glob("Dataset900*"))
+
+
+def test_the_plans_that_all_datasets_have_are_taken(folders):
+    sizes = {HIPPOCAMPUS: 1, SARCOMA: 2, BRAIN: 1}
+    for name, channels in sizes.items():
+        folders.write_plans(name, "nnUNetCPUPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    assert build().block.domains[0].plans_name == "nnUNetPlans"
+    for name in sizes:
+        (folders.preprocessed / name / "nnUNetPlans.json").unlink()
+    seeded = json.loads((folders.preprocessed / BRAIN / "nnUNetCPUPlans.json").read_text()) | {"hssl": {}}
+    for name in sizes:
+        (folders.preprocessed / name / "nnUNetCPUPlans_HSSL.json").write_text(json.dumps(seeded))
+    report = build(overwrite=True)
+    assert {d.plans_name for d in report.block.domains} == {"nnUNetCPUPlans"}
+    assert (report.folder / "nnUNetCPUPlans.json").is_file()
+    (folders.preprocessed / BRAIN / "nnUNetCPUPlans.json").unlink()
+    with pytest.raises(HSSLError, match=f"{BRAIN} has no nnUNetCPUPlans.json.*plan_and_preprocess -d 55 --preset cpu`"):
+        build(overwrite=True)
+    for name, channels in sizes.items():
+        for plans_name in ("nnUNetCPUPlans", "Mine"):
+            folders.write_plans(name, plans_name, n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    with pytest.raises(HSSLError, match="all have the plans Mine, nnUNetCPUPlans. Choose one with -p"):
+        build(overwrite=True)
+
+
+def test_plans_of_the_users_own_are_preprocessed_with_them(folders):
+    for name, channels in ((HIPPOCAMPUS, 1), (SARCOMA, 2)):
+        folders.write_plans(name, "Mine", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    (folders.preprocessed / HIPPOCAMPUS / f"{IDENTIFIER}_unlabelled" / "h_3.b2nd").unlink()
+    (problem,) = build_corpus([4, 52], 900, plans_name="Mine").problems
+    assert problem.remedy == "Run `hssl plan_and_preprocess -d 4 -p Mine`."
 
 
 def test_families_are_not_mixed_and_unknown_ones_refused(folders):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import re
+import shutil
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -204,15 +206,69 @@ def test_dataset_of_bad_images_only_is_listed(nnunet_folders: Folders) -> None:
 
 def test_a_configuration_that_nnunet_does_not_plan(nnunet_folders: Folders) -> None:
     dataset(nnunet_folders["nnUNet_raw"], training="ab", masks=False)
-    with pytest.raises(HSSLError, match=rf"plans no 3d_lowres for {NAME} \(planned: 2d, 3d_fullres\)\. .*-c"):
+    told = f"nnUNetPlans of {NAME} have no 3d_lowres (planned: 2d, 3d_fullres)"
+    with pytest.raises(HSSLError, match=rf"{re.escape(told)}\. .*-c"):
         plan_and_preprocess([31], ["3d_lowres"], num_processes=1)
     report = plan_and_preprocess([31], ["3d_lowres", "3d_fullres"], num_processes=1)
     assert report.lines == [
         f"{NAME}: 0 with masks, 2 without, 0 quarantined",
-        f"Note: nnU-Net plans no 3d_lowres for {NAME} (planned: 2d, 3d_fullres).",
+        f"Note: {told}.",
         "Plans: nnUNetPlans",
     ]
     assert len(arrays(nnunet_folders["nnUNet_preprocessed"] / NAME / UNLABELLED)) == 4
+
+
+def test_a_dataset_without_the_configuration_does_not_stop_the_others(
+    nnunet_folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, preprocessed = nnunet_folders["nnUNet_raw"], nnunet_folders["nnUNet_preprocessed"]
+    dataset(raw, training="ab", masks=False)
+    plan_and_preprocess([31], num_processes=1)
+    assert "U-Net configuration" not in capsys.readouterr().out  # nnU-Net's pages of plans
+    other = "Dataset032_Other"
+    shutil.copytree(raw / NAME, raw / other)
+    shutil.copytree(preprocessed / NAME, preprocessed / other)
+    plans = {name: preprocessed / name / "Mine.json" for name in (NAME, other)}
+    content = json.loads((preprocessed / NAME / "nnUNetPlans.json").read_text()) | {"plans_name": "Mine"}
+    plans[NAME].write_text(json.dumps(content))
+    content["configurations"]["slow"] = {"inherits_from": "3d_fullres", "data_identifier": "Mine_slow"}
+    plans[other].write_text(json.dumps(content))
+    report = plan_and_preprocess([31, 32], ["slow"], num_processes=1, plans_name="Mine")
+    assert report.exit_code == 3
+    assert report.lines == [
+        f"{NAME}: nothing preprocessed",
+        f"Note: Mine of {NAME} have no slow (planned: 2d, 3d_fullres).",
+        f"{other}: 0 with masks, 2 without, 0 quarantined",
+        "Plans: Mine",
+    ]
+    assert len(arrays(preprocessed / other / "Mine_slow_unlabelled")) == 4
+    with pytest.raises(HSSLError, match=f"{NAME} have no slower .*{other} have no slower"):
+        plan_and_preprocess([31, 32], ["slower"], num_processes=1, plans_name="Mine")
+
+
+def test_plans_of_another_planner_are_used_as_they_are(nnunet_folders: Folders, quick: None) -> None:
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as stock
+
+    dataset(nnunet_folders["nnUNet_raw"], training="abc", test="d")
+    folder = nnunet_folders["nnUNet_preprocessed"] / NAME
+    command = "nnUNetv2_plan_experiment -d 31 -pl PLANNER -overwrite_plans_name MyResEnc"
+    with pytest.raises(HSSLError, match=rf"has no MyResEnc.json in {folder}\. Run `{command}` first"):
+        plan_and_preprocess([31], num_processes=1, plans_name="MyResEnc")
+    stock.extract_fingerprints([31], num_processes=1, show_progress_bar=False)
+    stock.plan_experiments([31], "nnUNetPlannerResEncM", overwrite_plans_name="MyResEnc")
+    plans = (folder / "MyResEnc.json").read_bytes()
+    with pytest.raises(HSSLError, match=rf"It has MyResEnc: name one with -p, or run `{command[:-5]}"):
+        plan_and_preprocess([31], num_processes=1, plans_name="MyRes")
+    report = plan_and_preprocess([31], num_processes=1, plans_name="MyResEnc")
+    assert [(d.labelled, d.unlabelled) for d in report.datasets] == [(3, 1)]
+    assert sorted(arrays(folder / STOCK)) == [f"{c}{s}.b2nd" for c in "abc" for s in ("", "_seg")]
+    assert sorted(arrays(folder / UNLABELLED)) == ["d.b2nd", "d_seg.b2nd"]
+    assert (folder / "MyResEnc.json").read_bytes() == plans and not (folder / "nnUNetPlans.json").exists()
+    with pytest.raises(HSSLError, match="--preset cpu and -p MyResEnc"):
+        plan_and_preprocess([31], preset="cpu", plans_name="MyResEnc")
+    shutil.copy(folder / "MyResEnc.json", folder / "Copy.json")
+    with pytest.raises(HSSLError, match="calls itself `MyResEnc`"):
+        plan_and_preprocess([31], plans_name="Copy")
 
 
 def test_images_without_a_mask_take_part_beside_those_with_one(nnunet_folders: Folders, quick: None) -> None:

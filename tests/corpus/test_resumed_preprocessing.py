@@ -14,7 +14,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from test_preprocess import NAME, STOCK, Folders, arrays, dataset, quick, save, voxels
 
-from hssl_nnunet.corpus.preprocess import LABELLED_RECIPE_FILE, plan_and_preprocess
+from hssl_nnunet.corpus.outputs import LABELLED_RECIPE_FILE
+from hssl_nnunet.corpus.preprocess import plan_and_preprocess
 
 __all__ = ["quick"]  # a fixture
 
@@ -88,7 +89,7 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "lost properties": (lambda _, ours: (ours / STOCK / "c.pkl").unlink(), "c"),
     "labels": (change_labels, "abc"),
     "plans": (change_plans, "abc"),
-    "stock nnU-Net's files": (lambda _, ours: (ours / STOCK / LABELLED_RECIPE_FILE).unlink(), "abc"),
+    "stock nnU-Net's files": (lambda _, ours: (ours / STOCK / LABELLED_RECIPE_FILE).unlink(), ""),
     "a case less": (remove_c, ""),
 }
 
