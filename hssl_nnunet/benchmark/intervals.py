@@ -70,30 +70,6 @@ def _variance_parts(table: Floats) -> list[tuple[float, int]]:
     return [(square / table.size, df) for square, df in [*used, ((1 - len(used)) * error, freedom)]]
 
 
-def bootstrap_interval(differences: Floats, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of a two-level bootstrap: seeds and, independently of them, patients are resampled.
-
-    Source: Owen 2007, The pigeonhole bootstrap, Annals of Applied Statistics 1(2). It assumes no distribution, but it
-    cannot reach beyond the best and the worst seed: with three seeds that caps its coverage at 75 % where seeds are all
-    that varies. Hence comparisons use `crossed_interval`, where both were measured. From about ten seeds they agree.
-
-    Args:
-        differences: (seeds, patients).
-        draws: resamples.
-        seed: of the resampling.
-    """
-    seeds, patients = differences.shape
-    rng = np.random.default_rng(seed)
-    means: list[Floats] = []
-    for start in range(0, draws, 1000):  # blocks bound the memory: 1000 x patients
-        size = min(1000, draws - start)
-        times_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size)
-        times_patient = rng.multinomial(patients, np.full(patients, 1 / patients), size)
-        means.append(((times_seed @ differences) * times_patient).sum(1) / differences.size)
-    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def wilcoxon_p(differences: Floats) -> float:
     """Two-sided p of Wilcoxon's signed-rank test over patients, each patient's difference averaged over seeds.
 

@@ -237,9 +237,8 @@ def _case_files(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, 
     files: dict[str, object] = {}
     for name in plan.datasets:
         dataset = read_raw_dataset(name)
-        names = {label: value for label, value in dataset.dataset_json["labels"].items() if label != "background"}
         files[name] = {
-            case.name: {"image": str(case.images[0]), "truth": str(case.mask), "label_names": names}
+            case.name: {"image": str(case.images[0]), "truth": str(case.mask)}
             for case in dataset.labelled
             if case.name in splits[name].test
         }

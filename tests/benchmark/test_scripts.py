@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/ that read a benchmark's folder score as it does, and end well where nothing is left."""
+"""The scripts in benchmarks/ beside a benchmark: they score as it does, end well, and measure its intervals."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from math import nan
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
-from made_runs import record
+from made_runs import noise, record
 
+from hssl_nnunet.benchmark.intervals import crossed_interval
 from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.splits import DatasetSplit, write_splits
 
@@ -52,3 +54,23 @@ def test_where_every_case_is_labelled_nobody_is_left_to_choose_values_on(
     monkeypatch.setattr("sys.argv", ["validation_dice.py", str(tmp_path), "--out", str(out)])
     module.main()
     assert f"{DATASET}, 100%, seed 0: every patient is labelled" in capsys.readouterr().out and not out.exists()
+
+
+def test_the_percentile_bootstrap_covers_less_where_few_seeds_vary_and_agrees_where_many_do(
+    script: Callable[[str], ModuleType],
+) -> None:
+    module, rng = script("interval_coverage"), np.random.default_rng(5)
+    few = [noise(rng, 3, 20, of_seeds=4.0) for _ in range(300)]
+    assert module.coverage([module.bootstrap_interval(d, draws=400) for d in few]) < 0.89
+    assert module.coverage([crossed_interval([d]) for d in few]) > 0.91
+    many = noise(rng, 30, 60, of_seeds=4.0)
+    assert module.bootstrap_interval(many) == pytest.approx(crossed_interval([many]), abs=0.35)
+
+
+def test_the_bootstrap_resamples_both_levels_like_a_slow_loop(script: Callable[[str], ModuleType]) -> None:
+    bootstrap_interval = script("interval_coverage").bootstrap_interval
+    d = noise(np.random.default_rng(2), 4, 6, of_seeds=3.0)
+    rng = np.random.default_rng(9)
+    slow = [d[rng.integers(0, 4, 4)][:, rng.integers(0, 6, 6)].mean() for _ in range(10_000)]
+    assert bootstrap_interval(d) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.15)
+    assert bootstrap_interval(d) == bootstrap_interval(d, seed=0) != bootstrap_interval(d, seed=1)

@@ -13,7 +13,7 @@ from made_runs import arm, noise, record, score
 from scipy import stats
 
 from hssl_nnunet.benchmark.convergence import Reach, curves
-from hssl_nnunet.benchmark.intervals import Floats, bootstrap_interval, crossed_interval, holm, wilcoxon_p
+from hssl_nnunet.benchmark.intervals import Floats, crossed_interval, holm, wilcoxon_p
 from hssl_nnunet.benchmark.pairing import DiceTable, Runs, dice_table
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.statistics import (
@@ -177,23 +177,6 @@ def test_the_interval_covers_the_truth_over_datasets() -> None:
     rng = np.random.default_rng(3)
     hits = [covers(crossed_interval([noise(rng, 3, p, 3.0) for p in (10, 20, 30)])) for _ in range(1000)]
     assert 0.93 < np.mean(hits) < 0.98
-
-
-def test_the_percentile_bootstrap_covers_less_where_few_seeds_vary_and_agrees_where_many_do() -> None:
-    rng = np.random.default_rng(5)
-    few = [noise(rng, 3, 20, of_seeds=4.0) for _ in range(300)]
-    assert np.mean([covers(bootstrap_interval(d, draws=400)) for d in few]) < 0.89
-    assert np.mean([covers(crossed_interval([d])) for d in few]) > 0.91
-    many = noise(rng, 30, 60, of_seeds=4.0)
-    assert bootstrap_interval(many) == pytest.approx(crossed_interval([many]), abs=0.35)
-
-
-def test_the_bootstrap_resamples_both_levels_like_a_slow_loop() -> None:
-    d = noise(np.random.default_rng(2), 4, 6, of_seeds=3.0)
-    rng = np.random.default_rng(9)
-    slow = [d[rng.integers(0, 4, 4)][:, rng.integers(0, 6, 6)].mean() for _ in range(10_000)]
-    assert bootstrap_interval(d) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.15)
-    assert bootstrap_interval(d) == bootstrap_interval(d, seed=0) != bootstrap_interval(d, seed=1)
 
 
 # p-values

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from hssl_nnunet.benchmark.jobs import JobTable
 from hssl_nnunet.benchmark.plan import CASES_FILE
@@ -25,12 +24,10 @@ class CaseFiles:
     Attributes:
         image: its image, one channel.
         truth: its mask.
-        label_names: names of the mask's values.
     """
 
     image: str
     truth: str
-    label_names: dict[str, Any] = field(default_factory=dict)
 
     __pydantic_config__ = LENIENT
 
@@ -92,11 +89,6 @@ class NotRun:
     arm: str
     seeds: tuple[int, ...]
     why: str
-
-    @property
-    def seed_count(self) -> int:
-        """Number of runs."""
-        return len(self.seeds)
 
 
 def read_content(folder: Path) -> Content:
