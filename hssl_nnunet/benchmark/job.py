@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hssl_nnunet.benchmark.arms import Arm
@@ -132,12 +132,14 @@ def pretrained(workspace: Workspace, job: str) -> Path | None:
 
 
 def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run) -> None:
-    """Train, predict the test cases with nnU-Net's own validation, score them, write the record."""
-    import torch
+    """Train, predict the test cases with nnU-Net's own validation, score them, write the record.
 
+    Raises:
+        HSSLError: nnU-Net's splits hold other cases than the run's, its weights are not there, have seen a test case,
+            or are others than those of the arm's earlier runs.
+    """
     from hssl_nnunet.benchmark.leakage import checked
     from hssl_nnunet.launch import train
-    from hssl_nnunet.training.full_validation import read_full_validations
 
     fold = workspace.fold_of(plan, run.dataset_name, split, run.seed, run.budget)
     arm = plan.arms[run.arm]
@@ -153,8 +155,21 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
     output = workspace.results / run.dataset_name / f"{arm.trainer}__{name}__{plan.configuration}" / f"fold_{fold}"
     begun = any(output.glob("checkpoint_*.pth"))
     train(run.dataset_name, plan.configuration, str(fold), arm.trainer, name, plan.device, begun, 1)
+    record = replace(_record(workspace, plan, split, run, output), weights_sha256=_sha256(workspace, run, name))
+    _keep_predictions(workspace, run, output / "validation")
+    write_record(workspace.folder, replace(record, leakage=leakage))
+
+
+def _record(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run, output: Path) -> RunRecord:
+    """The record of a training, without what it started from."""
+    import torch
+
+    from hssl_nnunet.training.full_validation import read_full_validations
+
     looks, where = read_full_validations(output), machine(plan.device)
-    record = RunRecord(
+    finetuning = arm_finetuning(workspace, plan, plan.arms[run.arm], run)
+    gpu_bytes = torch.cuda.max_memory_allocated()
+    return RunRecord(
         dataset_name=run.dataset_name,
         budget=run.budget,
         arm=run.arm,
@@ -164,15 +179,12 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
         num_iterations_per_epoch=finetuning.num_iterations_per_epoch,
         train_s=round(_training_seconds(output) - sum(look.seconds for look in looks), 1),
         peak_gib=_peak_gib(),
-        peak_gpu_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.max_memory_allocated() else None,
-        weights_sha256=_sha256(workspace, run, name),
+        peak_gpu_gib=round(gpu_bytes / 2**30, 2) if gpu_bytes else None,
+        weights_sha256=None,
         epochs=tuple(EpochScore(epoch=look.epoch, dice=look.dice) for look in looks),
         scores=tuple(_scores(workspace, plan, split, run, output / "validation")),
-        leakage=leakage,
         device=str(where.get("gpu", where["cpu"])),
     )
-    _keep_predictions(workspace, run, output / "validation")
-    write_record(workspace.folder, record)
 
 
 def _peak_gib() -> float | None:

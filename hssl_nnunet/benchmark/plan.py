@@ -128,9 +128,6 @@ def plan_from_options(
     Raises:
         HSSLError: an unknown dataset, arm or value, or a wrong budget.
     """
-    budgets = budgets[:-1] if budgets[-1:] == ["cases"] else budgets  # as in `--budgets 5 10 cases`
-    for budget in budgets:
-        budget_cases(budget, 1)
     values = parse(Values, read_json(values_file), values_file) if values_file else Values()
     chosen, base = chosen_arms(arms, values.arms), {"pretraining": values.pretraining, "finetuning": values.finetuning}
     plan_values = resolved(plans_name, base, f"{values_file or 'the preset'}")
@@ -143,7 +140,7 @@ def plan_from_options(
         domains=tuple(dict.fromkeys(dataset_name(d) for d in domains or ())),
         configuration=configuration,
         plans_name=plans_name,
-        budgets=tuple(dict.fromkeys(budgets)),
+        budgets=_checked_budgets(budgets),
         min_cases=min_cases,
         arms=chosen,
         seeds=tuple(range(seeds)),
@@ -156,6 +153,13 @@ def plan_from_options(
         device=device,
         about=machine(device),
     )
+
+
+def _checked_budgets(budgets: list[str]) -> tuple[str, ...]:
+    budgets = budgets[:-1] if budgets[-1:] == ["cases"] else budgets  # as in `--budgets 5 10 cases`
+    for budget in budgets:
+        budget_cases(budget, 1)
+    return tuple(dict.fromkeys(budgets))
 
 
 def resolved(plans_name: str, values: dict[str, dict[str, Any]], source: str) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from hssl_nnunet.benchmark.data import checked_data, data_state, measured, write_data
+from hssl_nnunet.benchmark.data import Measured, checked_data, data_state, measured, write_data
 from hssl_nnunet.benchmark.job import FINETUNE, Run, pretrained, pretraining_job, weights_there
 from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
 from hssl_nnunet.benchmark.leakage import audit
@@ -146,32 +146,52 @@ def prepare(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[
 
 def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dict[tuple[str, str], list[str]]]:
     whole = workspace.check_plan(plan)
-    patterns, data = patterns_of(whole), measured(whole, dict.fromkeys((*plan.datasets, *whole.domains)))
-    for name in data:  # once measured: the links are to lead to what was measured
-        workspace.link(preprocessed_dir() / name)
-    identifiers = {name: data[name].source.configuration["data_identifier"] for name in plan.datasets}
-    masks = {name: masks_of(workspace.folder, workspace.preprocessed / name, of) for name, of in identifiers.items()}
+    data, masks = _data(workspace, plan, whole)
     states = checked_data(workspace.folder, {name: data_state(one, masks.get(name, {})) for name, one in data.items()})
-    contents = {name: data[name].contents for name in plan.datasets}
+    patterns, contents = patterns_of(whole), {name: data[name].contents for name in plan.datasets}
     cases = {name: with_copies_joined(_cases(name, masks[name], patterns), contents[name]) for name in plan.datasets}
     folds = workspace.folds(plan)
     seeds = sorted({*plan.seeds, *(seed for seed, _ in folds)})  # a dataset that is new needs those of earlier runs
     splits = fixed_splits(workspace.folder, cases, plan.test_fraction, seeds, plan.tune)
     of_datasets = {name: nnunet_splits(plan, splits[name], folds) for name in plan.datasets}
-    pairs = list(product(plan.arms, plan.datasets))
-    own = [(arm, name) for arm, name in pairs if plan.arms[arm].weights_of is None]  # others have what these have seen
-    weights = {pair: path for pair in own if (path := weights_there(workspace, plan, *pair)) is not None}
+    weights = _own_weights(workspace, plan)
     audited = audit(weights, splits, contents, patterns)
     check_same_weights(workspace.folder, weights)
     write_data(workspace.folder, states)
     workspace.write_plan(whole)
     write_splits(workspace.folder, splits)
     workspace.write_folds(folds, of_datasets)
-    write_json(workspace.folder / LEAKAGE_FILE, _with_earlier(audited, workspace.folder / LEAKAGE_FILE, pairs))
+    _write_findings(workspace, plan, splits, audited)
+    return jobs_of(workspace.folder, plan), refused_arms(plan, workspace.folder)
+
+
+def _data(
+    workspace: Workspace, plan: BenchmarkPlan, whole: BenchmarkPlan
+) -> tuple[dict[str, Measured], dict[str, dict[str, Mask]]]:
+    """Targets and domains, measured and linked, and the masks of the targets."""
+    data = measured(whole, dict.fromkeys((*plan.datasets, *whole.domains)))
+    for name in data:  # once measured: the links are to lead to what was measured
+        workspace.link(preprocessed_dir() / name)
+    identifiers = {name: data[name].source.configuration["data_identifier"] for name in plan.datasets}
+    masks = {name: masks_of(workspace.folder, workspace.preprocessed / name, of) for name, of in identifiers.items()}
+    return data, masks
+
+
+def _own_weights(workspace: Workspace, plan: BenchmarkPlan) -> dict[tuple[str, str], Path]:
+    """Arm and target -> its weights file, where it is there; arms on another's weights have seen what that one has."""
+    own = [pair for pair in product(plan.arms, plan.datasets) if plan.arms[pair[0]].weights_of is None]
+    return {pair: path for pair in own if (path := weights_there(workspace, plan, *pair)) is not None}
+
+
+def _write_findings(
+    workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], audited: Mapping[str, list[str]]
+) -> None:
+    """Keep what was audited, and where the test cases lie, beside what earlier runs found."""
+    path, pairs = workspace.folder / LEAKAGE_FILE, list(product(plan.arms, plan.datasets))
+    write_json(path, _with_earlier(audited, path, pairs))
     files = workspace.folder / CASES_FILE
     earlier = read_json(files) if files.is_file() else {}
-    write_json(files, {**earlier, **_case_files(workspace, plan, splits)})
-    return jobs_of(workspace.folder, plan), refused_arms(plan, workspace.folder)
+    write_json(files, {**earlier, **_case_files(plan, splits)})
 
 
 def _cases(dataset_name: str, masks: Mapping[str, Mask], patterns: Mapping[str, re.Pattern[str]]) -> list[CaseInfo]:
@@ -230,7 +250,7 @@ def allowed(jobs: Sequence[Job], refused: Collection[tuple[str, str]]) -> list[J
     return [job for job in jobs if job.name in names]
 
 
-def _case_files(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, object]:
+def _case_files(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, object]:
     """Image and truth of each test case, for the report's pictures."""
     from hssl_nnunet.corpus.cases import read_raw_dataset
 

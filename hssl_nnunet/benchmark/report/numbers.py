@@ -13,6 +13,7 @@ from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.audit import audits
 from hssl_nnunet.benchmark.report.commands import preparation
 from hssl_nnunet.benchmark.report.content import Content, not_run
+from hssl_nnunet.benchmark.report.facts import Facts
 from hssl_nnunet.benchmark.report.lengths import pretrained, unequal
 from hssl_nnunet.benchmark.report.rivals import compared
 from hssl_nnunet.benchmark.report.training import against
@@ -33,36 +34,17 @@ def numbers(content: Content) -> dict[str, Any]:
         baseline with the most), `training` (curves against each baseline on shared seeds, Dice in [0, 1]),
         `pretraining`, `pretrained` (its length), `unequal` (arms of another length), `leakage` and `not_run`.
     """
-    facts = content.facts
-    asked = {
-        "command": facts.command,
-        "commands": facts.commands,
-        "preparation": preparation(facts),
-        "about": facts.about,
-        "settings": facts.settings,
-        "plan_values": facts.plan_values,
-        "datasets": facts.datasets,
-        "budgets": facts.budgets,
-        "arms": facts.arms,
-        "seeds": facts.seeds,
-    }
     comparisons: Sequence[st.Comparison] = st.compare_all(content.records)
     found = {
-        "asked": asked,
+        "asked": _asked(content.facts),
         "runs": [_run(record) for record in content.records],
         "comparisons": [{**asdict(c), "finding": c.finding} for c in comparisons],
         "overall": st.overall(content.records),
         "mean_ranks": st.mean_ranks(content.records),
         "against_method": dict(zip(("comparisons", "overall"), compared(content.records), strict=True)),
         "against_most_labels": label_gaps(content.records),
-        "training": [
-            {"dataset_name": name, "budget": budget, "baseline": baseline, **asdict(one)}
-            for name in content.datasets
-            for budget in content.budgets(name)
-            for baseline in st.BASELINES
-            if (one := against(content, name, budget, baseline))
-        ],
-        "pretraining": facts.pretraining,
+        "training": _training(content),
+        "pretraining": content.facts.pretraining,
         "pretrained": pretrained(content),
         "unequal": unequal(content),
         "leakage": audits(content),
@@ -70,6 +52,21 @@ def numbers(content: Content) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _plain(found)
     return plain
+
+
+def _asked(facts: Facts) -> dict[str, Any]:
+    names = ("command", "commands", "about", "settings", "plan_values", "datasets", "budgets", "arms", "seeds")
+    return {"preparation": preparation(facts), **{name: getattr(facts, name) for name in names}}
+
+
+def _training(content: Content) -> list[dict[str, Any]]:
+    return [
+        {"dataset_name": name, "budget": budget, "baseline": baseline, **asdict(one)}
+        for name in content.datasets
+        for budget in content.budgets(name)
+        for baseline in st.BASELINES
+        if (one := against(content, name, budget, baseline))
+    ]
 
 
 def _run(record: RunRecord) -> dict[str, Any]:
