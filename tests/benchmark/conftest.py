@@ -1,10 +1,11 @@
-"""A tiny benchmark on disk and its page; both are made once and only read."""
+"""A tiny benchmark on disk and its page, both made once and only read; and what a benchmark is prepared on."""
 
 from __future__ import annotations
 
 import json
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import SimpleITK as sitk
@@ -23,12 +24,17 @@ from tiny_benchmark import (
     run,
     volumes,
 )
+from two_datasets import PATIENTS
 
+from hssl_nnunet.benchmark import run as benchmark_run
+from hssl_nnunet.benchmark.data import Measured
 from hssl_nnunet.benchmark.job import Run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
+from hssl_nnunet.benchmark.masks import Mask
 from hssl_nnunet.benchmark.records import record_path, write_record
 from hssl_nnunet.benchmark.report.cases import draw_slice
 from hssl_nnunet.benchmark.report.page import write_report
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +78,24 @@ def text(folder: Path) -> str:
 @pytest.fixture(scope="session")
 def page(text: str) -> Page:
     return Page(text)
+
+
+@pytest.fixture
+def two_datasets(nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two datasets whose voxels nobody reads."""
+    for name in PATIENTS:
+        for variable in (ENV_RAW, ENV_PREPROCESSED):
+            (nnunet_folders[variable] / name).mkdir()
+        plans = {"plans_name": "nnUNetPlans", "configurations": {"3d_fullres": {}}}
+        for file, content in (("dataset", {}), ("nnUNetPlans", plans)):
+            (nnunet_folders[ENV_PREPROCESSED] / name / f"{file}.json").write_text(json.dumps(content))
+
+    def masks(folder: Path, preprocessed: Path, data_identifier: str) -> dict[str, Mask]:
+        mask = Mask(labels=("a",), sha256="", stamp=(0, 0))
+        return {f"p{i:02}": mask for i in range(PATIENTS[preprocessed.name])}
+
+    dataset = SimpleNamespace(dataset_json={})
+    source = SimpleNamespace(plans={}, configuration={"data_identifier": "x"}, dataset=dataset)
+    monkeypatch.setattr(benchmark_run, "masks_of", masks)
+    monkeypatch.setattr(benchmark_run, "measured", lambda plan, names: {name: Measured(source, ()) for name in names})
+    monkeypatch.setattr(benchmark_run, "_case_files", lambda *_: {})
