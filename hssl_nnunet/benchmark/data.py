@@ -46,13 +46,10 @@ def measured(plan: BenchmarkPlan, names: Iterable[str]) -> dict[str, Measured]:
     Raises:
         HSSLError: a dataset has no raw images or no such plans, or a case's name does not match its patient regex.
     """
-    datasets = list(names)
-    sources = read_sources(datasets, plan.plans_name, plan.configuration) if datasets else []
+    sources, patterns = read_sources(list(names), plan.plans_name, plan.configuration), patterns_of(plan)
     with worker_pool(default_processes()) as mapper:
-        return {
-            source.dataset.name: Measured(source, tuple(measured_candidates(i, source, patterns_of(plan), mapper)))
-            for i, source in enumerate(sources)
-        }
+        found = [measured_candidates(index, source, patterns, mapper) for index, source in enumerate(sources)]
+    return {source.dataset.name: Measured(source, tuple(each)) for source, each in zip(sources, found, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
