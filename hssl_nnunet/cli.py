@@ -100,7 +100,7 @@ def plan_and_preprocess(
     report = run(datasets, configurations, preset, num_processes, plans_name)
     for line in report.lines:
         print(line)
-    _exit_with(report.problems, report.exit_code)
+    _exit_with(report.problems, report.exit_code, "repair the files and run the command again")
 
 
 @app.command(cls=ListCommand, epilog="Example: hssl corpus -d 4 51 52 -o 900 -n Limbs")
@@ -121,7 +121,11 @@ def corpus(
     ] = None,
     patient_regex: Annotated[
         list[str] | None,
-        typer.Option("--patient_regex", metavar="DATASET=REGEX...", help="How a case's name tells the patient."),
+        typer.Option(
+            "--patient_regex",
+            metavar="DATASET=REGEX...",
+            help="How a case's name tells the patient; DATASET=unique: its patients are in no other dataset.",
+        ),
     ] = None,
     num_processes: NumProcesses = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a corpus of the same name.")] = False,
@@ -149,7 +153,8 @@ def corpus(
     for note in report.notes:
         print(f"Note: {note}")
     print(f"Wrote {report.folder}")
-    _exit_with(report.problems, report.exit_code)
+    again = f"repair the files, run `{report.repair_command}`, then this command again with --overwrite"
+    _exit_with(report.problems, report.exit_code, again)
 
 
 @app.command(epilog="Example: hssl pretrain 900")
@@ -260,9 +265,9 @@ app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(slurm_app, name="slurm")
 
 
-def _exit_with(problems: Sequence[object], code: int) -> None:
+def _exit_with(problems: Sequence[object], code: int, repair: str) -> None:
     if problems:
-        print(f"\n{len(problems)} problems; repair the files and run the command again:", file=sys.stderr)
+        print(f"\n{len(problems)} problem(s); {repair}:", file=sys.stderr)
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     raise typer.Exit(code)

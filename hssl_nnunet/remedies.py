@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, known_presets, load_preset
@@ -17,17 +18,20 @@ def preset_name(plans_name: str) -> str | None:
 
 
 def preprocess_command(
-    dataset: str | int, plans_name: str = DEFAULT_PLANS, configuration: str = DEFAULT_CONFIGURATION
+    dataset: str | int | Sequence[str | int],
+    plans_name: str = DEFAULT_PLANS,
+    configuration: str = DEFAULT_CONFIGURATION,
 ) -> str:
-    """The command that preprocesses a configuration of a dataset.
+    """The command that preprocesses a configuration of a dataset, or of several.
 
     Args:
-        dataset: id or name.
+        dataset: id or name, or several.
         plans_name: the plans, seeded or not; those that no preset makes must be there.
         configuration: nnU-Net's configuration.
     """
+    datasets = [dataset] if isinstance(dataset, (str, int)) else dataset
     chosen = _plans_option(plans_name)
-    return _joined("hssl", "plan_and_preprocess", "-d", dataset, *chosen, *_unless_default(configuration))
+    return _joined("hssl", "plan_and_preprocess", "-d", *datasets, *chosen, *_unless_default(configuration))
 
 
 def _plans_option(plans_name: str) -> tuple[str, ...]:

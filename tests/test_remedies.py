@@ -27,6 +27,7 @@ COMMANDS = typer.main.get_command(app).commands
             preprocess_command("Dataset004_X", "nnUNetPlans_HSSL", "2d"),
             "hssl plan_and_preprocess -d Dataset004_X -c 2d",
         ),
+        (preprocess_command([4, "52"], "nnUNetCPUPlans", "2d"), "hssl plan_and_preprocess -d 4 52 --preset cpu -c 2d"),
         (preprocess_command(4, "nnUNetCPUPlans"), "hssl plan_and_preprocess -d 4 --preset cpu"),
         (
             preprocess_command("Dataset004_Toy", "MyPlans_HSSL", "2d"),

@@ -17,28 +17,32 @@ from hssl_nnunet.corpus.candidates import (
     joined_problems,
     measured_candidates,
     orphan_notes,
+    subjects_of,
     without_duplicates,
     without_excluded,
 )
+from hssl_nnunet.corpus.cases import dataset_id
 from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, deepest, read_sources
-from hssl_nnunet.corpus.fingerprint import PERCENTILES, worker_pool
+from hssl_nnunet.corpus.fingerprint import worker_pool
+from hssl_nnunet.corpus.former import (
+    former_corpus,
+    kept_groups,
+    kept_pretraining,
+)
 from hssl_nnunet.corpus.hierarchy import Groups, build_hierarchy
 from hssl_nnunet.corpus.integrity import EXIT_QUARANTINED, Problem
-from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, write_manifest
-from hssl_nnunet.corpus.patients import parse_patient_regexes
-from hssl_nnunet.corpus.picture import draw_fingerprint
-from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
+from hssl_nnunet.corpus.manifest import MANIFEST
+from hssl_nnunet.corpus.patients import parse_patient_regexes, shared_patients_note
+from hssl_nnunet.corpus.summary import DomainFingerprint
+from hssl_nnunet.corpus.writing import summaries, write_corpus
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
-from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, preset_of_plans, pretraining_plan
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, preset_of_plans
 from hssl_nnunet.plan_values import PretrainingPlan
-from hssl_nnunet.typed_json import to_json
-
-FINGERPRINT, PICTURE = "hssl_fingerprint.json", "hssl_fingerprint.png"
+from hssl_nnunet.remedies import preprocess_command
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CorpusReport:
     """What `build_corpus` wrote, and what the user should know of it.
 
@@ -48,7 +52,9 @@ class CorpusReport:
         block: the `hssl` block of its plans.
         fingerprints: one a domain, in the order of `block.domains`.
         problems: cases that could not be used.
-        notes: exclusions, duplicates, and levels of the hierarchy that tell nothing.
+        notes: exclusions, duplicates, patients in several datasets, what was kept of the corpus before, and levels of
+            the hierarchy that tell nothing.
+        configuration: configuration of the domains.
     """
 
     dataset_name: str
@@ -57,6 +63,13 @@ class CorpusReport:
     fingerprints: tuple[DomainFingerprint, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    configuration: str
+
+    @property
+    def repair_command(self) -> str:
+        """What preprocesses the datasets that have problems once these are repaired."""
+        datasets = [dataset_id(name) for name in dict.fromkeys(p.dataset for p in self.problems)]
+        return preprocess_command(datasets, self.block.domains[0].plans_name, self.configuration)
 
     @property
     def exit_code(self) -> int:
@@ -95,7 +108,8 @@ def build_corpus(
         num_processes: processes that read raw images.
         pretraining_overrides: values of `PretrainingPlan` that differ from the preset's; nested keys merge.
         regroup: makes other groups of the hierarchy's, by dataset name; None leaves them.
-        overwrite: replace an existing corpus of the same name, hand-edited groups and plan values included.
+        overwrite: replace an existing corpus of the same name. Plan values that are not its preset's and groups that
+            were given by hand stay where this call gives none, and a note names them.
 
     Raises:
         HSSLError: wrong input; nothing has been written then.
@@ -104,26 +118,22 @@ def build_corpus(
     sources = read_sources(datasets, plans_name, configuration)
     body = deepest(sources)
     plans_name = sources[0].plans_name
-    pretraining = pretraining_plan(preset_of_plans(body.plans), **(pretraining_overrides or {}))
+    folder = preprocessed_dir() / dataset_name
+    former = former_corpus(folder, plans_name)
+    pretraining, value_notes = kept_pretraining(former, preset_of_plans(body.plans), pretraining_overrides)
     patterns = parse_patient_regexes(patient_regex, [s.dataset.name for s in sources])
     images, problems, notes = _admitted(sources, patterns, exclude_file, exclude_contents, num_processes)
-    fingerprints = {
-        s.dataset.name: _summary([i for i in images if i.candidate.domain == d]) for d, s in enumerate(sources)
-    }
-    hierarchy, group_notes = build_hierarchy(fingerprints, hierarchy_file)
+    fingerprints = summaries(images, [s.dataset.name for s in sources])
+    derived, _ = build_hierarchy(fingerprints)
+    by_hand, hand_notes = kept_groups(None if hierarchy_file else former, derived)
+    hierarchy, group_notes = build_hierarchy(fingerprints, hierarchy_file, by_hand)
     groups = regroup(hierarchy) if regroup else hierarchy
     block = _block(sources, plans_name, fingerprints, groups, pretraining)
     plans = corpus_plans(body, block, dataset_name=dataset_name, plans_name=plans_name, configuration=configuration)
-    folder = preprocessed_dir() / dataset_name
-    _write(folder, plans, body, images, fingerprints, groups)
-    return CorpusReport(
-        dataset_name=dataset_name,
-        folder=folder,
-        block=block,
-        fingerprints=tuple(fingerprints.values()),
-        problems=tuple(problems),
-        notes=tuple(notes + group_notes),
-    )
+    write_corpus(folder, plans, body, images, fingerprints, groups, derived)
+    told = [*notes, *value_notes, *hand_notes, *group_notes]
+    measured = tuple(fingerprints.values())
+    return CorpusReport(dataset_name, folder, block, measured, tuple(problems), tuple(told), configuration)
 
 
 def corpus_table(report: CorpusReport) -> Table:
@@ -179,16 +189,13 @@ def _admitted(
     images, duplicate_notes = without_duplicates(images_of(remaining, sources))
     problems = joined_problems(p for c in remaining for p in c.problems)
     notes = exclusion_notes + duplicate_notes + orphan_notes(sources, every)
+    notes += shared_patients_note(subjects_of(remaining))
     for domain, source in enumerate(sources):
         if not any(i.candidate.domain == domain for i in images):
             causes = [str(p) for p in problems if p.dataset == source.dataset.name][:3]
             causes += [n for n in notes if source.dataset.name in n][:3]
             raise HSSLError("\n  ".join([f"No image of {source.dataset.name} is left for the corpus:", *causes]))
     return images, problems, notes
-
-
-def _summary(images: Sequence[Image]) -> DomainFingerprint:
-    return summarise([i.fingerprint for i in images], [i.modality for i in images])
 
 
 def _block(
@@ -213,85 +220,3 @@ def _block(
         for s in sources
     )
     return CorpusBlock(domains=domains, pretraining=pretraining)
-
-
-def _write(
-    folder: Path,
-    plans: dict[str, Any],
-    body: Source,
-    images: Sequence[Image],
-    fingerprints: Mapping[str, DomainFingerprint],
-    groups: Mapping[str, Groups],
-) -> None:
-    """Write the corpus, its plans last: without them no command takes the folder for a finished corpus."""
-    for outdated in _plans_of_corpora(folder):  # those of another name would not fit the new manifest
-        remove_file(outdated)
-    write_manifest(folder / MANIFEST, (_row(i, groups) for i in images))
-    write_json(folder / FINGERPRINT, _fingerprint_json(images, fingerprints))
-    draw_fingerprint(
-        folder / PICTURE,
-        {n: [i.fingerprint for i in images if i.candidate.dataset_name == n] for n in fingerprints},
-        groups,
-    )
-    write_json(folder / "dataset.json", _dataset_json(plans["dataset_name"], len(images), body))
-    write_json(folder / "dataset_fingerprint.json", _nnunet_fingerprint(images, plans))
-    write_json(folder / f"{plans['plans_name']}.json", plans)
-
-
-def _plans_of_corpora(folder: Path) -> list[Path]:
-    """Plans that a corpus was written with; other JSON files, which the user may have put there, are not among them."""
-
-    def has_block(path: Path) -> bool:
-        try:
-            content = read_json(path)
-        except HSSLError:  # damaged: not to be told from the user's own
-            return False
-        return isinstance(content, dict) and "hssl" in content
-
-    return [path for path in folder.glob("*.json") if has_block(path)]
-
-
-def _row(image: Image, groups: Mapping[str, Groups]) -> ImageRow:
-    candidate, fingerprint = image.candidate, image.fingerprint
-    return ImageRow(
-        domain=candidate.domain,
-        dataset_name=candidate.dataset_name,
-        case=candidate.case.name,
-        channel=image.channel,
-        patient=candidate.patient,
-        labelled=candidate.labelled,
-        preprocessed=candidate.preprocessed,
-        content_hash=fingerprint.content_hash,
-        spacing_mm=fingerprint.spacing_mm,
-        shape=fingerprint.shape,
-        groups=groups[candidate.dataset_name],
-    )
-
-
-def _fingerprint_json(images: Sequence[Image], fingerprints: Mapping[str, DomainFingerprint]) -> dict[str, Any]:
-    return {
-        "percentiles": PERCENTILES,
-        "domains": {name: to_json(fingerprint) for name, fingerprint in fingerprints.items()},
-        "all": to_json(_summary(images)),
-    }
-
-
-def _dataset_json(dataset_name: str, num_images: int, body: Source) -> dict[str, Any]:
-    return {
-        "name": dataset_name,
-        "description": "Corpus of hssl: no images of its own, see manifest.csv and the `hssl` block of the plans",
-        "channel_names": {"0": "image"},
-        "labels": {"background": 0, "image": 1},  # nnU-Net wants a label; nothing is segmented
-        "numTraining": num_images,
-        "file_ending": body.dataset.dataset_json["file_ending"],
-    }
-
-
-def _nnunet_fingerprint(images: Sequence[Image], plans: dict[str, Any]) -> dict[str, Any]:
-    """What nnU-Net's trainer copies into each results folder; shapes are those before cropping."""
-    return {
-        "spacings": [i.fingerprint.spacing_mm for i in images],
-        "shapes_after_crop": [i.fingerprint.shape for i in images],
-        "foreground_intensity_properties_per_channel": plans["foreground_intensity_properties_per_channel"],
-        "median_relative_size_after_cropping": 1.0,
-    }

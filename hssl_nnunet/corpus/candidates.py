@@ -8,17 +8,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hssl_nnunet.corpus.cases import SHOWN, Case, dataset_id
+from hssl_nnunet.corpus.cases import SHOWN, Case, RawDataset, changed_at, dataset_id
 from hssl_nnunet.corpus.domain_plans import Source
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Mapper, Result, fingerprint_files
-from hssl_nnunet.corpus.integrity import Problem, channel_finding, read_quarantine
+from hssl_nnunet.corpus.integrity import QUARANTINE_FILE, Problem, channel_finding, read_quarantine
 from hssl_nnunet.corpus.modality import modality_of
 from hssl_nnunet.corpus.patients import Subject, excluded_subjects, patient_of, read_exclusions
 from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
 from hssl_nnunet.remedies import preprocess_command
 
 Measured = Mapping[str, Result]
-Quarantine = Mapping[str, list[Problem]]
+Quarantine = Mapping[str, tuple[list[Problem], bool]]
 NOT_PREPROCESSED = "not preprocessed"
 
 
@@ -82,13 +82,28 @@ def measured_candidates(
     files = [str(image) for case, _ in cases for image in case.images]
     cache_file = preprocessed_dir() / dataset.name / CACHE_FILE
     measured = fingerprint_files(files, cache_file=cache_file, mapper=mapper)
-    quarantine: dict[str, list[Problem]] = defaultdict(list)
-    for problem in read_quarantine(dataset.name):  # by file: a name may occur in imagesTr and in imagesTs
-        quarantine[problem.file].append(problem)
+    quarantine = _quarantine(dataset)
     return [
         _candidate(domain, source, case, patient, labelled, measured, quarantine)
         for (case, labelled), patient in zip(cases, patients, strict=True)
     ]
+
+
+def _quarantine(dataset: RawDataset) -> Quarantine:
+    """By file, for a name may occur in imagesTr and in imagesTs: its problems, and whether they may be repaired since.
+
+    A file that was added, removed or renamed changes its folder: what was wrong may have been wrong beside that one.
+    """
+    problems: dict[str, list[Problem]] = defaultdict(list)
+    for problem in read_quarantine(dataset.name):
+        problems[problem.file].append(problem)
+    if not problems:
+        return {}
+    written = (preprocessed_dir() / dataset.name / QUARANTINE_FILE).stat().st_mtime
+    around = [dataset.folder / name for name in ("dataset.json", "imagesTr", "imagesTs", "labelsTr")]
+    touched = any(changed_at(p) > written for p in around if p.exists())
+    newer = {f for f in problems if touched or (Path(f).exists() and changed_at(Path(f)) > written)}
+    return {file: ([] if file in newer else found, file in newer) for file, found in problems.items()}
 
 
 def _candidate(
@@ -98,7 +113,9 @@ def _candidate(
     folder = identifier if labelled else unlabelled_folder(identifier)
     preprocessed = str(PurePosixPath(name, folder, f"{case.name}.b2nd"))
     results = [measured[str(file)] for file in case.images]
-    bad = [p for file in (*case.images, case.mask) for p in quarantine.get(str(file), [])]
+    held = [quarantine[str(file)] for file in (*case.images, case.mask) if str(file) in quarantine]
+    bad = [p for problems, _ in held for p in problems]
+    outdated = any(newer for _, newer in held)
     return Candidate(
         domain=domain,
         dataset_name=name,
@@ -107,12 +124,14 @@ def _candidate(
         labelled=labelled,
         preprocessed=preprocessed,
         channels=tuple(c for result in results if not isinstance(result, BadImage) for c in result),
-        problems=tuple(bad or _problems(source, case, results, preprocessed)),
+        problems=tuple(bad or _problems(source, case, results, preprocessed, outdated)),
     )
 
 
-def _problems(source: Source, case: Case, results: Sequence[Result], preprocessed: str) -> list[Problem]:
-    """The nearest cause why a case that is not in quarantine cannot be used, or nothing."""
+def _problems(
+    source: Source, case: Case, results: Sequence[Result], preprocessed: str, outdated: bool
+) -> list[Problem]:
+    """The nearest cause why a case that is not in quarantine, or repaired since, cannot be used, or nothing."""
     name = source.dataset.name
     unreadable = [r for r in results if isinstance(r, BadImage)]
     if unreadable:
@@ -122,7 +141,7 @@ def _problems(source: Source, case: Case, results: Sequence[Result], preprocesse
     if found != expected:
         return [Problem(name, case.name, str(case.images[0]), *channel_finding(found, expected))]
     path = preprocessed_dir() / preprocessed
-    if not path.is_file():
+    if outdated or not path.is_file():
         command = preprocess_command(dataset_id(name), source.plans_name, source.configuration_name)
         return [Problem(name, case.name, str(path), NOT_PREPROCESSED, f"Run `{command}`.")]
     return []
@@ -144,6 +163,14 @@ def _joined(problems: Sequence[Problem]) -> Problem:
     return replace(problems[0], case=names + more, file=str(Path(problems[0].file).parents[1]))
 
 
+def subjects_of(candidates: Sequence[Candidate]) -> list[Subject]:
+    """Who each candidate shows, and the content of its channels."""
+    return [
+        Subject(c.dataset_name, c.case.name, c.patient, frozenset(f.content_hash for f in c.channels))
+        for c in candidates
+    ]
+
+
 def without_excluded(
     candidates: Sequence[Candidate], exclude_file: str | Path | None, contents: Collection[str] = ()
 ) -> tuple[list[Candidate], list[str]]:
@@ -152,10 +179,7 @@ def without_excluded(
     Raises:
         HSSLError: the file cannot be read, or has lines that match nothing.
     """
-    subjects = [
-        Subject(c.dataset_name, c.case.name, c.patient, frozenset(f.content_hash for f in c.channels))
-        for c in candidates
-    ]
+    subjects = subjects_of(candidates)
     lines = read_exclusions(exclude_file) if exclude_file is not None else []
     excluded = excluded_subjects(subjects, lines, exclude_file, contents)
     gone: dict[str, list[str]] = defaultdict(list)

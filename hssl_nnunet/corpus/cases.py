@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,36 @@ def dataset_id(name: str) -> int:
     return int(match[1])
 
 
+def changed_at(path: Path) -> float:
+    """Seconds of the last change of a file's content or place; a copy with an old modification time counts as new."""
+    status = path.stat()
+    return max(status.st_mtime, status.st_ctime)
+
+
+def datasets_called(text: str, dataset_names: Sequence[str]) -> list[str]:
+    """The datasets that a user may mean by their id (`4`, `004`), full name, or the part after `DatasetXXX_`.
+
+    Args:
+        text: what the user wrote, in any case.
+        dataset_names: full names.
+    """
+    wanted = str(int(text)) if text.isdecimal() else text.lower()
+    return [
+        name
+        for name in dataset_names
+        if wanted in (name.lower(), name.partition("_")[2].lower(), str(dataset_id(name)))
+    ]
+
+
 def read_raw_dataset(dataset_name_or_id: str | int) -> RawDataset:
     """List a dataset's cases; no image is read.
 
     Raises:
-        HSSLError: the dataset is missing in nnUNet_raw, holds no image, or its dataset.json is wrong.
+        HSSLError: nnUNet_raw is not set; the dataset is missing there, holds no image, or its dataset.json is wrong.
     """
+    base = raw_dir()  # not set is the nearest cause of a dataset that is not found
     name = dataset_name(dataset_name_or_id)
-    folder = raw_dir() / name
+    folder = base / name
     if not folder.is_dir():
         raise _not_raw(name)
     dataset_json = read_dataset_json(folder)

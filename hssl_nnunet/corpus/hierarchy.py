@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.cluster import AgglomerativeClustering
 
-from hssl_nnunet.corpus.cases import dataset_id
+from hssl_nnunet.corpus.cases import datasets_called
 from hssl_nnunet.corpus.manifest import SEPARATOR
 from hssl_nnunet.corpus.summary import DomainFingerprint
 from hssl_nnunet.errors import HSSLError
@@ -50,7 +50,9 @@ class HierarchyFile:
 
 
 def build_hierarchy(
-    domains: Mapping[str, DomainFingerprint], hierarchy_file: str | Path | None = None
+    domains: Mapping[str, DomainFingerprint],
+    hierarchy_file: str | Path | None = None,
+    by_hand: Mapping[str, Groups] | None = None,
 ) -> tuple[dict[str, Groups], list[str]]:
     """Groups of each domain, finest level first, and notes for the user.
 
@@ -61,16 +63,25 @@ def build_hierarchy(
     Args:
         domains: fingerprint of each dataset, by its full name.
         hierarchy_file: see `HierarchyFile`.
+        by_hand: groups that a person has given to some of them before; a file goes before these.
 
     Raises:
-        HSSLError: the file is wrong, names a dataset that is not in the corpus, or lacks one that is.
+        HSSLError: the file is wrong, names a dataset that is not in the corpus, or lacks one that is; or the groups by
+            hand have other levels than those of the others.
     """
     if hierarchy_file is not None:
         groups = read_hierarchy(hierarchy_file, list(domains))
         return groups, _uninformative_levels(groups)
     known, notes = _msd_groups(domains)
     derived = derive_groups({name: f for name, f in domains.items() if name not in known})
-    groups = {name: known.get(name) or derived[name] for name in domains}
+    given = by_hand or {}  # laid over the others, which are as they would be without
+    groups = {name: given.get(name) or known.get(name) or derived[name] for name in domains}
+    levels = {name: len(g) for name, g in groups.items()}
+    if len(set(levels.values())) > 1:
+        raise HSSLError(
+            f"The corpus that is there has groups given by hand, for {', '.join(given)}; beside those of the other "
+            f"datasets the numbers of levels differ: {levels}. Give the groups of all with --hierarchy FILE."
+        )
     return groups, notes + _uninformative_levels(groups)
 
 
@@ -81,7 +92,7 @@ def read_hierarchy(path: str | Path, dataset_names: Sequence[str]) -> dict[str, 
         HSSLError: datasets are unknown, missing or named twice, or their numbers of levels differ; all are listed.
     """
     file = parse(HierarchyFile, read_json(path, REMEDY), path, REMEDY)
-    found = {key: [n for n in dataset_names if key.lower() in _names(n)] for key in file.groups}
+    found = {key: datasets_called(key, dataset_names) for key in file.groups}
     hits = [name for names in found.values() for name in names]
     faults = {
         "not in the corpus": [key for key, names in found.items() if not names],
@@ -94,11 +105,6 @@ def read_hierarchy(path: str | Path, dataset_names: Sequence[str]) -> dict[str, 
     if len(set(levels.values())) > 1:
         raise HSSLError(f"{path}: every dataset needs the same number of group levels, got {levels}.")
     return {names[0]: file.groups[key] for key, names in found.items()}
-
-
-def _names(dataset_name: str) -> tuple[str, str, str]:
-    """What a hierarchy may call `Dataset004_Hippocampus`, lower case: the full name, `hippocampus`, `4`."""
-    return dataset_name.lower(), dataset_name.partition("_")[2].lower(), str(dataset_id(dataset_name))
 
 
 def _raise_faults(path: str | Path, faults: Mapping[str, Sequence[str]], hint: str) -> None:

@@ -17,9 +17,8 @@ import blosc2
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from hssl_nnunet.corpus.cases import Case, RawDataset
+from hssl_nnunet.corpus.cases import Case, RawDataset, changed_at
 from hssl_nnunet.corpus.parallel import map_cases
-from hssl_nnunet.corpus.planning import changed_at
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.nnunet_plans import plans_in

@@ -1,7 +1,8 @@
 """Who an image shows, and which images a person's exclusion takes out of a corpus.
 
 Patients are compared by name across all domains: `STS_001` in a CT task and `STS_001` in an MR task are one person.
-Where two datasets use the same names for different people, give them different names with a regex's capture group.
+Where two datasets use the same names for different people, a rule says that one's patients are nobody else's:
+`21=unique`, or a capture group of that name, `21=(?P<unique>.*)_`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hssl_nnunet.corpus.cases import dataset_id
+from hssl_nnunet.corpus.cases import dataset_id, datasets_called
 from hssl_nnunet.errors import HSSLError
 
+UNIQUE = "unique"
 FORMS = "`case`, `dataset:case`, `patient:NAME` or `hash:CONTENT_HASH`"
 
 
@@ -30,6 +32,8 @@ class Subject:
 
 def parse_patient_regexes(texts: Sequence[str], dataset_names: Sequence[str]) -> dict[str, re.Pattern[str]]:
     r"""Parse `--patient_regex DATASET=REGEX`, for example `54=(.*)_` or `Dataset004_Hippocampus=hippocampus_\d+`.
+
+    `DATASET=unique` stands for a regex that takes the whole name as that of a patient of this dataset alone.
 
     Returns:
         One pattern for each dataset that is named, by its full name.
@@ -47,7 +51,7 @@ def parse_patient_regexes(texts: Sequence[str], dataset_names: Sequence[str]) ->
         if name in patterns:
             raise HSSLError(f"--patient_regex {text!r}: {name} has a regex already, {patterns[name].pattern!r}.")
         try:
-            patterns[name] = re.compile(regex)
+            patterns[name] = re.compile(f"(?P<{UNIQUE}>.+)" if regex == UNIQUE else regex)
         except re.error as error:
             raise HSSLError(f"--patient_regex {text!r}: not a valid regular expression: {error}.") from None
     return patterns
@@ -56,6 +60,8 @@ def parse_patient_regexes(texts: Sequence[str], dataset_names: Sequence[str]) ->
 def patient_of(case: str, dataset_name: str, patterns: Mapping[str, re.Pattern[str]]) -> str:
     """The patient of a case: what the dataset's regex finds in its name (first group, else all of it), else the name.
 
+    A group called `unique` gives a name that no other dataset has, as `Dataset021_Thing:case_1`.
+
     Raises:
         HSSLError: the regex finds nothing, or an empty name.
     """
@@ -63,18 +69,32 @@ def patient_of(case: str, dataset_name: str, patterns: Mapping[str, re.Pattern[s
     if pattern is None:
         return case
     match = pattern.search(case)
-    patient = match[1 if pattern.groups else 0] if match else None
+    own = UNIQUE in pattern.groupindex
+    patient = match[UNIQUE if own else 1 if pattern.groups else 0] if match else None
     if not patient:
         raise HSSLError(f"--patient_regex: {pattern.pattern!r} finds no patient in case '{case}' of {dataset_name}.")
-    return patient
+    return f"{dataset_name}:{patient}" if own else patient
 
 
 def find_dataset(text: str, dataset_names: Sequence[str]) -> str | None:
-    """The dataset that `text` names by id (`4`, `004`) or full name, or None."""
-    for name in dataset_names:
-        if text == name or (text.isdecimal() and int(text) == dataset_id(name)):
-            return name
-    return None
+    """The one dataset that `text` means, see `cases.datasets_called`; None if there is none, or more than one."""
+    found = datasets_called(text, dataset_names)
+    return found[0] if len(found) == 1 else None
+
+
+def shared_patients_note(subjects: Sequence[Subject]) -> list[str]:
+    """A note on patients whose name occurs in several datasets, if there are any."""
+    datasets: dict[str, dict[str, None]] = defaultdict(dict)
+    for subject in subjects:
+        datasets[subject.patient][subject.dataset_name] = None
+    shared = {patient: list(names) for patient, names in datasets.items() if len(names) > 1}
+    if not shared:
+        return []
+    patient, names = next(iter(shared.items()))
+    return [
+        f"{len(shared)} patient name(s) occur in several datasets, as {patient} in {' and '.join(names)}: each counts "
+        f"as one person. Where they are not, add `--patient_regex {dataset_id(names[-1])}={UNIQUE}`."
+    ]
 
 
 def read_exclusions(path: str | Path) -> list[str]:
@@ -134,7 +154,7 @@ def _keys(subject: Subject) -> list[str]:
 
 def _with_full_name(line: str, dataset_names: Sequence[str]) -> str:
     kind, colon, value = line.partition(":")
-    dataset = find_dataset(kind, dataset_names) if colon else None
+    dataset = find_dataset(kind, dataset_names) if colon and kind not in ("patient", "hash") else None
     return f"{dataset}:{value}" if dataset else line
 
 

@@ -29,7 +29,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-from hssl_nnunet.corpus.cases import Case, RawDataset, dataset_id
+from hssl_nnunet.corpus.cases import Case, RawDataset, changed_at, dataset_id
 from hssl_nnunet.corpus.parallel import map_cases, on_terminal
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
@@ -160,12 +160,6 @@ def _planning_threads() -> str:
     """nnU-Net's planner hands nnUNet_n_proc_DA to torch.set_num_threads, which refuses the otherwise legal 0."""
     value = os.environ.get("nnUNet_n_proc_DA", "1")
     return value if value.isdigit() and int(value) > 0 else "1"
-
-
-def changed_at(path: Path) -> float:
-    """Seconds of the last change of a file's content or place; a copy with an old modification time counts as new."""
-    status = path.stat()
-    return max(status.st_mtime, status.st_ctime)
 
 
 def _fingerprint_is_current(path: Path, dataset: RawDataset, cases: Sequence[Case]) -> bool:

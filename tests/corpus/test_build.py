@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -325,6 +326,45 @@ def test_an_existing_corpus_is_replaced_only_on_request(folders):
     assert (report.folder / "notes.json").read_text() == "no JSON"
     assert not (report.folder / "nnUNetPlans.json").exists()  # its block would not fit the new manifest
     assert (report.folder / "OtherPlans.json").exists()
+
+
+def test_what_was_repaired_since_the_quarantine_waits_for_preprocessing_alone(folders):
+    bad, good = (folders.raw / HIPPOCAMPUS / "imagesTr" / f"{case}_0000.nii.gz" for case in ("h_1", "h_2"))
+    found = [Problem(HIPPOCAMPUS, p.name[:3], str(p), "the image is upside down", "Turn it.") for p in (bad, good)]
+    write_quarantine(HIPPOCAMPUS, found)
+    assert list(build().problems) == found
+    time.sleep(0.01)
+    write_image(bad, 31)
+    report = build(overwrite=True)
+    repaired, still = report.problems
+    assert (repaired.case, repaired.what) == ("h_1", "not preprocessed")
+    assert repaired.remedy == report.repair_command.join(("Run `", "`."))
+    assert still == found[1]
+    (folders.raw / HIPPOCAMPUS / "imagesTr" / "twin.txt").touch()  # the folder's other files are other than they were
+    (problem,) = build(overwrite=True).problems
+    assert (problem.case, problem.what) == ("h_1, h_2", "not preprocessed")
+
+
+def test_the_command_that_repairs_is_that_of_the_datasets_with_problems(folders):
+    for name, channels in ((HIPPOCAMPUS, 1), (SARCOMA, 2), (BRAIN, 1)):
+        folders.write_plans(name, "nnUNetCPUPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    for name, case in ((HIPPOCAMPUS, "h_1"), (SARCOMA, "STS_1")):
+        (folders.preprocessed / name / IDENTIFIER / f"{case}.b2nd").unlink()
+    report = build(plans_name="nnUNetCPUPlans")
+    assert report.repair_command == "hssl plan_and_preprocess -d 4 52 --preset cpu"
+
+
+def test_patients_in_several_datasets_are_noted_and_may_be_told_apart(folders, tmp_path):
+    exclude = tmp_path / "exclude.txt"
+    exclude.write_text("55:STS_2\n")
+    (note,) = [n for n in build().notes if "patient name" in n]
+    assert f"1 patient name(s) occur in several datasets, as STS_2 in {SARCOMA} and {BRAIN}" in note
+    assert "--patient_regex 55=unique" in note
+    report = build(overwrite=True, patient_regex=["55=unique"], exclude_file=exclude)
+    rows = read_manifest(report.folder / "manifest.csv")
+    assert {(r.case, r.patient) for r in rows if r.domain == 2} == {(c, f"{BRAIN}:{c}") for c in ("p1_a", "p1_b")}
+    assert {r.case for r in rows if r.domain == 1} == {"STS_1", "STS_2"}  # the stranger stays
+    assert not any("patient name" in n for n in report.notes)
 
 
 def test_an_id_of_another_dataset_is_refused_and_left_untouched(folders):

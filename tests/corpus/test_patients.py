@@ -5,6 +5,7 @@ import pytest
 from hssl_nnunet.corpus.patients import (
     Subject,
     excluded_subjects,
+    find_dataset,
     parse_patient_regexes,
     patient_of,
     read_exclusions,
@@ -37,6 +38,10 @@ SUBJECTS = [
         (r"54=patient\d+", "patient12s1_T1W", "patient12"),
         (r"Dataset054_CineLV=_(\d+)=", "a_12=b", "12"),  # the first `=` ends the dataset
         ("51=(.*)_", "SC-HF-I-01_ph08", "SC-HF-I-01_ph08"),  # of another dataset: the case name
+        ("cinelv=(.*)_", "SC-HF-I-01_ph08", "SC-HF-I-01"),
+        ("54=unique", "SC-HF-I-01_ph08", f"{CINE}:SC-HF-I-01_ph08"),
+        ("54=(?P<unique>.*)_", "SC-HF-I-01_ph08", f"{CINE}:SC-HF-I-01"),
+        ("54=(unique|SC).*", "SC-HF-I-01_ph08", "SC"),
     ],
 )
 def test_patient_is_the_group_or_the_match_or_the_case(regex, case, patient):
@@ -70,6 +75,7 @@ def test_a_case_without_a_patient_is_named(regex):
     [
         ("STS_001", {0, 1}),
         ("51:STS_001", {0, 1}),  # the patient's MR goes too
+        ("SarcomaCT:STS_001", {0, 1}),
         (f"{CINE}:SC_1_ED", {3, 4}),
         ("patient:SC_1", {3, 4}),
         ("hash:h2", {0, 1}),
@@ -114,6 +120,15 @@ def test_exclusion_leaves_nobody_related_to_the_excluded(seed):
             if related and j not in reached:
                 border.append(j)
     assert excluded == reached
+
+
+def test_a_name_that_fits_two_datasets_means_neither():
+    names = ["Dataset001_Liver", "Dataset002_Liver", "Dataset003_Patient"]
+    assert find_dataset("liver", names) is None
+    assert find_dataset("002", names) == "Dataset002_Liver"
+    assert find_dataset("dataset001_liver", names) == "Dataset001_Liver"
+    subjects = [subject(names[0], "a", "p"), subject(names[2], "p", "q")]
+    assert excluded_subjects(subjects, ["patient:p"], "ex.txt") == {0}  # the word, not the dataset of that name
 
 
 def test_exclusion_file(tmp_path):

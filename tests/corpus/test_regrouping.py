@@ -35,13 +35,13 @@ import os, signal, sys
 from pathlib import Path
 from hssl_nnunet.benchmark.pretraining import pretrain_arm
 from hssl_nnunet.benchmark.workspace import Workspace
-from hssl_nnunet.corpus import build
-write = build.write_json
+from hssl_nnunet.corpus import writing
+write = writing.write_json
 def write_and_die(path, content):
     write(path, content)
     if path.name == "nnUNetPlans.json":
         os.kill(os.getpid(), signal.SIGKILL)
-build.write_json = write_and_die
+writing.write_json = write_and_die
 workspace = Workspace(Path(sys.argv[1]))
 pretrain_arm(workspace, workspace.plan(), {}, "shuffled_groups", None)
 """
