@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,6 +131,22 @@ def test_flags_are_spelled_as_nnunet_spells_them():
 def test_a_flag_of_nnunets_own_commands_is_told_what_replaces_it(capsys, typed: str, instead: str):
     code, said = failure(capsys, *typed.split())
     assert code == 2 and instead in said
+
+
+def test_corpus_says_how_to_go_on_after_a_repair(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    found = SimpleNamespace(
+        notes=["a note"],
+        folder="there",
+        problems=["Dataset004_Toy a: upside down"],
+        exit_code=3,
+        repair_command="hssl plan_and_preprocess -d 4 --preset cpu",
+    )
+    monkeypatch.setattr("hssl_nnunet.corpus.build.build_corpus", lambda *_, **__: found)
+    monkeypatch.setattr("hssl_nnunet.corpus.build.corpus_table", lambda _: "")
+    code, said = failure(capsys, *"corpus -d 4 -o 900".split())
+    assert code == 3
+    assert "1 problem(s); repair the files, run `hssl plan_and_preprocess -d 4 --preset cpu`, then this command" in said
+    assert "again with --overwrite: Dataset004_Toy a: upside down" in said
 
 
 def test_a_users_mistake_is_one_message_and_exit_code_1(capsys: pytest.CaptureFixture[str], nnunet_folders):

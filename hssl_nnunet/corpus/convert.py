@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
+from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
 
 logger = logging.getLogger(__name__)
 
@@ -75,20 +76,34 @@ def _read_msd_json(source: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise HSSLError(f"{path} holds a {type(content).__name__}, expected an object with {', '.join(REQUIRED_KEYS)}.")
     if "channel_names" in content or source.name.startswith("Dataset"):
-        raise HSSLError(
-            f"{source} is already in nnU-Net's raw form, no conversion is needed. Copy or link it into {ENV_RAW}: "
-            f"`ln -s {source} {raw_dir()}/`, then run `hssl plan_and_preprocess -d ...`."
-        )
+        raise _already_raw(source)
     missing = [key for key in REQUIRED_KEYS if not isinstance(content.get(key), dict)]
     if missing:
         raise HSSLError(f"{path} lacks the object(s) {', '.join(missing)}. Add them as the MSD does.")
     return content
 
 
+def _already_raw(source: Path) -> HSSLError:
+    number = source.name.removeprefix("Dataset").partition("_")[0]
+    command = f"hssl plan_and_preprocess -d {int(number) if number.isdecimal() else '...'}"
+    told = f"{source} is already in nnU-Net's raw form, no conversion is needed."
+    if source.parent == raw_dir().resolve():
+        return HSSLError(f"{told} Run `{command}`.")
+    link = shlex.join(["ln", "-s", str(source), f"{raw_dir()}/"])
+    return HSSLError(f"{told} Copy or link it into {ENV_RAW}: `{link}`, then run `{command}`.")
+
+
 def _task_of(source: Path) -> tuple[int, str]:
     match = re.fullmatch(r"Task(\d+)_(.+)", source.name)
     if match is None:
         raise HSSLError(f"The folder's name is '{source.name}', expected TaskXX_Name as Task04_Hippocampus. Rename it.")
+    if not DATASET_WORDS.fullmatch(match[2]):
+        better = re.sub(r"[^A-Za-z0-9_-]+", "_", match[2]).strip("_-") or "Name"
+        renamed = shlex.join(["mv", str(source), str(source.with_name(f"Task{match[1]}_{better}"))])
+        raise HSSLError(
+            f"The name after TaskXX_ is {match[2]!r}, expected letters, digits, _ and -, as a corpus' name has them. "
+            f"Rename the folder: `{renamed}`."
+        )
     return int(match[1]), match[2]
 
 

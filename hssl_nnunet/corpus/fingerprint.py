@@ -6,10 +6,8 @@ Needs no masks. Every file is read once, by one worker, and its measures are kep
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import multiprocessing
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from hssl_nnunet.corpus.whole_file import voxels_are_finite
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json
 
@@ -81,29 +80,12 @@ def fingerprint_file(file: str | Path) -> tuple[ImageFingerprint, ...]:
         ValueError: the file is truncated; the image has another dimension than 2, 3 or 4, is constant, or has voxels
             that are not finite.
     """
-    check_complete(file)
+    voxels_are_finite(file)  # raises where it is cut; whether they are is told by `content_hash`
     image = sitk.ReadImage(str(file))
     if image.GetDimension() not in (2, 3, 4):
         raise ValueError(f"has {image.GetDimension()} dimensions, expected 2, 3 or 4")
     spacing, orientation = _spacing_mm(image), _orientation(image)
     return tuple(_measured_channel(volume, spacing, orientation) for volume in _channels(image))
-
-
-def check_complete(file: str | Path) -> None:
-    """Unpack a gzip file to its end, as ITK does not: it reads a truncated `.nii.gz` as zeros, without a word.
-
-    Raises:
-        ValueError: the compressed data end early, or their checksum is wrong.
-    """
-    with Path(file).open("rb") as stream:
-        if stream.read(2) != b"\x1f\x8b":
-            return
-    try:
-        with gzip.open(file) as stream:
-            while stream.read(1 << 20):
-                pass
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"is truncated or damaged: {error}") from None
 
 
 def _measured_channel(volume: NDArray[Any], spacing_mm: tuple[float, ...], orientation: str) -> ImageFingerprint:

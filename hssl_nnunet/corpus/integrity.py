@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 
 from hssl_nnunet.corpus.cases import Case, RawDataset
+from hssl_nnunet.corpus.whole_file import voxels_are_finite
 from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.typed_json import parse
@@ -21,7 +19,6 @@ from hssl_nnunet.typed_json import parse
 QUARANTINE_FILE = "hssl_quarantine.json"
 EXIT_QUARANTINED = 3  # done, but something had to be left out
 TOLERANCE = 1e-3  # of spacing (relative) and of direction cosines: headers are stored as float32
-CHUNK_BYTES = 1 << 20
 ORIGIN_TOLERANCE = 0.1  # voxels: less is rounding, more is a shift between image and mask
 
 Finding = tuple[str, str]  # what, remedy
@@ -153,7 +150,7 @@ def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None
     if not file.is_file():
         return None, None, [("the file is missing", "Add it, or remove the case.")]
     try:
-        finite = _scan(file)
+        finite = voxels_are_finite(file)
         data, properties = reader().read_images((str(file),))
     except Exception as error:  # each reader has exceptions of its own for damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -169,31 +166,6 @@ def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None
     if finite and np.isfinite(data).all():
         return data, grid, []
     return data, grid, [("the file holds NaN or infinite voxels", "Replace them by the value of the background.")]
-
-
-def _scan(file: Path) -> bool:
-    """Read a file's bytes once, in chunks; raise if it is damaged, and tell whether all its voxels are finite.
-
-    A gzip stream must be whole, a NIfTI file as long as its header says. SimpleITK reads cut files without an error,
-    and turns NaN of a NIfTI file into 0, so that neither can be seen in the voxels that it gives.
-    """
-    nifti = file.name.endswith((".nii", ".nii.gz"))
-    header = nibabel.load(file).header if nifti else None
-    dtype = header.get_data_dtype() if header is not None else np.dtype(np.uint8)
-    offset = int(header.get_data_offset()) if header is not None else 0
-    needed = math.prod(header.get_data_shape()) * dtype.itemsize if header is not None else 0
-    size, finite = 0, True
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-        stream.read(offset)
-        while chunk := stream.read(CHUNK_BYTES):
-            voxels = chunk[: max(0, needed - size)]
-            size += len(chunk)
-            if dtype.kind == "f":
-                whole = len(voxels) // dtype.itemsize
-                finite &= bool(np.isfinite(np.frombuffer(voxels, dtype, whole)).all())
-    if size < needed:
-        raise ValueError(f"it holds {size} bytes of voxels, but its header promises {needed}")
-    return finite
 
 
 def _check_image(file: Path, reader: type[Any]) -> tuple[list[Finding], _Grid | None, int]:

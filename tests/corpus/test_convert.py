@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,29 @@ def test_not_a_task(nnunet_folders: NNUNET_FOLDERS, tmp_path: Path) -> None:
         convert_msd(tmp_path / "Task01_Missing")
     with pytest.raises(HSSLError, match="TaskXX_Name"):
         convert_msd(task(tmp_path / "Thing"))
+
+
+def test_what_is_raw_already_is_linked_or_left_where_it_is(nnunet_folders: NNUNET_FOLDERS, tmp_path: Path) -> None:
+    raw = nnunet_folders["nnUNet_raw"]
+    there = task(raw / "Dataset012_Thing")
+    with pytest.raises(HSSLError) as error:
+        convert_msd(there)
+    assert str(error.value).endswith("no conversion is needed. Run `hssl plan_and_preprocess -d 12`.")
+    elsewhere = task(tmp_path / "my data" / "Dataset013_Thing")
+    with pytest.raises(HSSLError) as error:
+        convert_msd(elsewhere)
+    command, then = str(error.value).split("`")[1:4:2]
+    assert shlex.split(command) == ["ln", "-s", str(elsewhere), f"{raw}/"]
+    assert then == "hssl plan_and_preprocess -d 13"
+
+
+def test_a_name_is_of_letters_and_digits_as_that_of_a_corpus(nnunet_folders: NNUNET_FOLDERS, tmp_path: Path) -> None:
+    source = task(tmp_path / "Task12_My task (2)")
+    with pytest.raises(HSSLError, match=r"'My task \(2\)', expected letters, digits, _ and -") as error:
+        convert_msd(source)
+    _, old, new = shlex.split(str(error.value).split("`")[1])
+    Path(old).rename(new)
+    assert convert_msd(new) == "Dataset012_My_task_2"
 
 
 def test_unreadable_image_is_left_to_the_quarantine(nnunet_folders: NNUNET_FOLDERS, tmp_path: Path) -> None:

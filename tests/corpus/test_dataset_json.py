@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,12 @@ def test_masks_that_are_all_called_otherwise(nnunet_folders: dict[str, Path]) ->
     assert dataset.labelled == () and [c.name for c in dataset.unlabelled] == ["a"]
     assert [p.name for p in dataset.orphans] == ["a_seg.nii.gz"]
     assert "holds no mask of an image" in dataset.notes[0]
+
+
+def test_an_unset_raw_folder_is_named_first(nnunet_folders: dict[str, Path], unset: Callable[[str], None]) -> None:
+    unset("nnUNet_raw")
+    with pytest.raises(HSSLError, match="nnUNet_raw is not set"):
+        read_raw_dataset(31)
 
 
 def test_the_id_of_a_name() -> None:

@@ -28,12 +28,14 @@ HIERARCHY = {
     "Dataset004_Hippocampus": ("MR brain", "MR"),
     "Dataset005_Prostate": ("MR pelvis", "MR"),
 }
+UNTESTED = DatasetSplit(test=(), patients={}, order={})
 TWINS = ("Dataset002_Heart", "Dataset102_Heart")
 # an arm's pretraining, killed as soon as the plans of its corpus are written
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from hssl_nnunet.benchmark.pretraining import pretrain_arm
+from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.corpus import writing
 write = writing.write_json
@@ -43,7 +45,8 @@ def write_and_die(path, content):
         os.kill(os.getpid(), signal.SIGKILL)
 writing.write_json = write_and_die
 workspace = Workspace(Path(sys.argv[1]))
-pretrain_arm(workspace, workspace.plan(), {}, "shuffled_groups", None)
+untested = {"Dataset004_Hippocampus": DatasetSplit(test=(), patients={}, order={})}
+pretrain_arm(workspace, workspace.plan(), untested, "shuffled_groups", None)
 """
 
 
@@ -101,7 +104,7 @@ def test_a_kill_when_the_plans_are_written_leaves_them_shuffled(
     trained = []
     monkeypatch.setattr(pretraining, "pretrain", lambda corpus, *args, **kwargs: trained.append(corpus))
     for arm in ("shuffled_groups", "hssl"):
-        pretraining.pretrain_arm(workspace, workspace.plan(), {}, arm, None)
+        pretraining.pretrain_arm(workspace, workspace.plan(), {"Dataset004_Hippocampus": UNTESTED}, arm, None)
     shuffled, stock = (groups_of(workspace.preprocessed / name) for name in trained)
     assert stock == HIERARCHY
     assert sorted(shuffled.values()) == sorted(stock.values())
@@ -121,7 +124,6 @@ def test_a_wrong_regrouping_is_told_before_anything_is_written(workspace: Worksp
 def test_targets_of_one_name_do_not_share_a_corpus(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
     monkeypatch.setattr(pretraining, "pretrain", lambda corpus, *args, **kwargs: trained.append(corpus))
-    untested = DatasetSplit(test=(), patients={}, order={})
     for target in TWINS:
-        pretraining.pretrain_arm(workspace, workspace.plan(), {target: untested}, "hssl", target)
+        pretraining.pretrain_arm(workspace, workspace.plan(), {target: UNTESTED}, "hssl", target)
     assert [set(groups_of(workspace.preprocessed / name)) for name in trained] == [{target} for target in TWINS]
