@@ -289,6 +289,7 @@ def test_options_may_come_before_the_corpus(nnunet_folders: dict[str, Path], tmp
         (("finetune", "64", "3d_fullres", "0", "7"), "There is no fold 7"),
         (("preprocess", "-d", "61", "99"), "Dataset '99' was not found"),
         (("preprocess", "-d", "61", "--preset", "huge"), "Unknown preset 'huge'"),
+        (("preprocess", "-d", "61", "-p", "Mine"), "has no Mine.json"),
         (("preprocess", "-d", "61", "-c", "3d_fulres"), "Unknown configuration '3d_fulres'. Known: 2d"),
         (("benchmark", "-d", "99", "-o", "b"), "Dataset '99' was not found"),
         (("benchmark", "-d", "61", "-o", "b", "--budgets", "0"), "Budget '0'"),

@@ -189,7 +189,7 @@ def _admitted(
     images, duplicate_notes = without_duplicates(images_of(remaining, sources))
     problems = joined_problems(p for c in remaining for p in c.problems)
     notes = exclusion_notes + duplicate_notes + orphan_notes(sources, every)
-    notes += shared_patients_note(subjects_of(remaining))
+    notes += shared_patients_note(subjects_of(every))  # also of those who were excluded with a namesake
     for domain, source in enumerate(sources):
         if not any(i.candidate.domain == domain for i in images):
             causes = [str(p) for p in problems if p.dataset == source.dataset.name][:3]

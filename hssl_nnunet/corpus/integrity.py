@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hssl_nnunet.corpus.cases import Case, RawDataset
-from hssl_nnunet.corpus.whole_file import voxels_are_finite
+from hssl_nnunet.corpus.whole_file import DamagedFileError, voxels_are_finite
 from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.typed_json import parse
@@ -19,6 +19,7 @@ from hssl_nnunet.typed_json import parse
 QUARANTINE_FILE = "hssl_quarantine.json"
 EXIT_QUARANTINED = 3  # done, but something had to be left out
 TOLERANCE = 1e-3  # of spacing (relative) and of direction cosines: headers are stored as float32
+EXPORT_AGAIN = "Copy or export it again."
 ORIGIN_TOLERANCE = 0.1  # voxels: less is rounding, more is a shift between image and mask
 
 Finding = tuple[str, str]  # what, remedy
@@ -152,13 +153,11 @@ def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None
     try:
         finite = voxels_are_finite(file)
         data, properties = reader().read_images((str(file),))
+    except DamagedFileError as error:
+        return None, None, [(f"the file {error}", EXPORT_AGAIN)]
     except Exception as error:  # each reader has exceptions of its own for damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return (
-            None,
-            None,
-            [(f"the file cannot be read: {reason}", "It is damaged or truncated: copy or export it again.")],
-        )
+        return None, None, [(f"the file cannot be read: {reason}", EXPORT_AGAIN)]
     sitk_stuff = properties.get("sitk_stuff", {})
     grid = _Grid(
         tuple(data.shape[1:]), tuple(properties["spacing"]), sitk_stuff.get("origin"), sitk_stuff.get("direction")

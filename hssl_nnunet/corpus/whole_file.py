@@ -16,6 +16,10 @@ CHUNK_BYTES = 1 << 20
 GZIP_START = b"\x1f\x8b"
 
 
+class DamagedFileError(ValueError):
+    """Bytes of a file are missing or wrong; the message goes on a sentence that begins with the file."""
+
+
 def voxels_are_finite(file: str | Path) -> bool:
     """Read a file's bytes once, in chunks, and tell whether all its voxels are finite, as far as its form shows it.
 
@@ -23,14 +27,14 @@ def voxels_are_finite(file: str | Path) -> bool:
     and turns NaN of a NIfTI file into 0, so that neither can be seen in the voxels that it gives.
 
     Raises:
-        ValueError: the compressed data end early, their checksum is wrong, voxels are missing, or what is called
+        DamagedFileError: the compressed data end early, their checksum is wrong, voxels are missing, or what is called
             NIfTI is none.
         OSError: the file cannot be opened.
     """
     try:
         return _scan(Path(file))
     except (EOFError, gzip.BadGzipFile, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise ValueError(f"is truncated or damaged: {error}") from None
+        raise DamagedFileError(f"is truncated or damaged: {error}") from None
 
 
 def _scan(file: Path) -> bool:
@@ -51,5 +55,7 @@ def _scan(file: Path) -> bool:
                 whole = len(voxels) // dtype.itemsize
                 finite &= bool(np.isfinite(np.frombuffer(voxels, dtype, whole)).all())
     if size < needed:
-        raise ValueError(f"is truncated or damaged: it holds {size} bytes of voxels, but its header promises {needed}")
+        raise DamagedFileError(
+            f"is truncated or damaged: it holds {size} bytes of voxels, but its header promises {needed}"
+        )
     return finite

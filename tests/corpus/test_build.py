@@ -360,6 +360,8 @@ def test_patients_in_several_datasets_are_noted_and_may_be_told_apart(folders, t
     (note,) = [n for n in build().notes if "patient name" in n]
     assert f"1 patient name(s) occur in several datasets, as STS_2 in {SARCOMA} and {BRAIN}" in note
     assert "--patient_regex 55=unique" in note
+    report = build(overwrite=True, exclude_file=exclude)
+    assert note in report.notes and any(f"takes 1 case(s) out of {SARCOMA}: STS_2" in n for n in report.notes)
     report = build(overwrite=True, patient_regex=["55=unique"], exclude_file=exclude)
     rows = read_manifest(report.folder / "manifest.csv")
     assert {(r.case, r.patient) for r in rows if r.domain == 2} == {(c, f"{BRAIN}:{c}") for c in ("p1_a", "p1_b")}

@@ -70,9 +70,9 @@ def lose_voxels(path: Path) -> None:
 
 TURNED = (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
-    ("a_0001", truncate, "cannot be read"),
-    ("a_0001", lambda p: p.write_bytes(b"no gzip"), "cannot be read"),
-    ("a_0001", lose_voxels, "cannot be read"),
+    ("a_0001", truncate, "the file is truncated or damaged"),
+    ("a_0001", lambda p: p.write_bytes(b"no gzip"), "the file is truncated or damaged"),
+    ("a_0001", lose_voxels, "is truncated or damaged: it holds .* its header promises"),
     ("a_0001", lambda p: p.unlink(), "missing"),
     ("a_0001", with_voxel(np.nan), "NaN or infinite"),
     ("a_0000", with_voxel(-np.inf), "NaN or infinite"),
@@ -81,7 +81,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("a_0001", lambda p: save(p, voxels(), spacing=(1.0, 1.0, 3.1)), "spacing .*3.1.*first channel"),
     ("a_0001", lambda p: save(p, voxels(), origin=(0.0, 2.0, 0.0)), "origin .*first channel"),
     ("a_0001", lambda p: save(p, voxels(), direction=TURNED), "direction .*first channel"),
-    ("a", truncate, "cannot be read"),
+    ("a", truncate, "the file is truncated or damaged"),
     ("a", lambda p: p.unlink(), "missing"),
     ("a", lambda p: save(p, np.zeros((6, 8, 11))), r"shape \(6, 8, 11\).*image has \(6, 8, 10\)"),
     ("a", lambda p: save(p, np.zeros((6, 8, 10)), spacing=(1.0, 1.0, 2.0)), "spacing .*the image"),
