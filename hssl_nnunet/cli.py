@@ -83,7 +83,9 @@ def plan_and_preprocess(
     configurations: Configurations = DEFAULT_CONFIGURATIONS,
     preset: Annotated[
         str | None,
-        typer.Option(help="default, resenc_m, resenc_l, resenc_xl or cpu; default: default.", show_default=False),
+        typer.Option(
+            help="default (also when none is named), resenc_m, resenc_l, resenc_xl or cpu.", show_default=False
+        ),
     ] = None,
     plans_name: Annotated[
         str | None,
