@@ -38,10 +38,10 @@ def read_plans(path: str | Path, remedy: str = "") -> dict[str, Any]:
     return plans
 
 
-def plans_in(folder: Path) -> dict[Path, dict[str, Any]]:
+def plans_in(folder: Path, pattern: str = "*.json") -> dict[Path, dict[str, Any]]:
     """The plans files of a preprocessed dataset, seeded ones too, and what they hold; damaged ones are passed over."""
     found = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob(pattern)):
         try:
             content = json.loads(path.read_text())
         except (OSError, ValueError):

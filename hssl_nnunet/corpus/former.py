@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from hssl_nnunet.corpus.hierarchy import Groups
 from hssl_nnunet.corpus.manifest import MANIFEST, read_manifest
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json
+from hssl_nnunet.files import cannot, read_json, remove_file
 from hssl_nnunet.nnunet_plans import plans_in
 from hssl_nnunet.plan_schema import Preset, preset_of_plans, pretraining_plan
 from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.typed_json import differences, parse, to_json
 
 FINGERPRINT = "hssl_fingerprint.json"
+FORMER = ".former"  # end of the name of plans while those that replace them are not there yet
 REMEDY = "Repair it, or remove it to start from the preset's values and derived groups."
 
 
@@ -58,9 +60,26 @@ class Former:
         return [f"kept the {what} of {self.path} that {told}. {undo}"]
 
 
-def plans_of_corpora(folder: Path) -> dict[Path, dict[str, Any]]:
+def plans_of_corpora(folder: Path, pattern: str = "*.json") -> dict[Path, dict[str, Any]]:
     """Plans that a corpus was written with; other JSON files, which the user may have put there, are not among them."""
-    return {path: content for path, content in plans_in(folder).items() if "hssl" in content}
+    return {path: content for path, content in plans_in(folder, pattern).items() if "hssl" in content}
+
+
+@contextmanager
+def set_aside(folder: Path) -> Iterator[None]:
+    """The folder without its corpus' plans, gone at the end; after an interruption `former_corpus` finds them.
+
+    Raises:
+        HSSLError: a file cannot be moved or removed.
+    """
+    for path in plans_of_corpora(folder):
+        try:
+            path.replace(f"{path}{FORMER}")
+        except OSError as error:
+            raise cannot("move", path, error) from error
+    yield
+    for path in folder.glob(f"*.json{FORMER}"):
+        remove_file(path)
 
 
 def former_corpus(folder: Path, plans_name: str) -> Former | None:
@@ -69,10 +88,10 @@ def former_corpus(folder: Path, plans_name: str) -> Former | None:
     Raises:
         HSSLError: their `hssl` block is damaged.
     """
-    found = plans_of_corpora(folder)
+    found = plans_of_corpora(folder) or plans_of_corpora(folder, f"*.json{FORMER}")
     if not found:
         return None
-    path = max(found, key=lambda p: (p.stem == plans_name, p.stat().st_mtime))
+    path = max(found, key=lambda p: (p.name.partition(".")[0] == plans_name, p.stat().st_mtime))
     block = parse(FormerBlock, found[path]["hssl"], f"the `hssl` block of {path}", REMEDY)
     return Former(path, found[path], block, folder / f"{plans_name}.json")
 

@@ -122,29 +122,25 @@ def remove_folder(folder: Path) -> None:
 def take_over(
     folder: Path,
     cases: Sequence[Case],
-    plans: PlansManager,
-    configuration: str,
     recipe: Recipe,
-    dataset_json: dict[str, Any],
+    about: Path,
     before: DatedPlans,
 ) -> bool:
     """Whether files that nnU-Net itself has preprocessed are those that would be made; if not, why is told.
 
     They are where plans from before them had the same values for them and no plans have others, every case is there
-    whole and newer than its image and mask, and its places of labels are those of the labels of dataset.json.
+    whole and newer than its image and mask, and than dataset.json.
 
     Args:
         folder: nnU-Net's folder of the configuration.
         cases: the cases that it must hold.
-        plans: the plans in use.
-        configuration: one of the plans'.
         recipe: `recipe_of` the configuration.
-        dataset_json: of the raw dataset.
+        about: the raw dataset's dataset.json.
         before: the plans files of the dataset as they were before this run.
     """
     files = [folder / (case.name + suffix) for case in cases for suffix in SUFFIXES]
     missing = next((f"{f.name} is missing" for f in files if not f.is_file()), None)
-    why = missing or _other_files(folder, cases, plans, dataset_json)
+    why = missing or _other_files(folder, cases, about)
     why = why or _other_plans(folder.name, min(f.stat().st_mtime for f in files), recipe, before)
     if why:
         logger.info("%s, which nnU-Net has preprocessed, is made anew: %s.", folder, why)
@@ -179,33 +175,18 @@ def _recipes(content: dict[str, Any], data_identifier: str) -> list[Recipe | Non
     return found
 
 
-def _other_files(folder: Path, cases: Sequence[Case], plans: PlansManager, dataset_json: dict[str, Any]) -> str | None:
+def _other_files(folder: Path, cases: Sequence[Case], about: Path) -> str | None:
     """Why the cases of nnU-Net's folder are not those that would be made, or nothing."""
-    labels = _sampled_labels(plans, dataset_json)
+    if min((folder / f"{case.name}.pkl").stat().st_mtime for case in cases) < changed_at(about):
+        return f"{about.name}, which has the labels, is newer"  # not asked of the files: they would be unpickled
     for case in cases:
         if not _is_current(folder, case):
             return f"the image or mask of {case.name} is newer"
         if not all(_is_whole(folder / f"{case.name}{suffix}") for suffix in ("_seg.b2nd", ".b2nd")):
             return f"the files of {case.name} are damaged"
-        if _located_labels(folder / f"{case.name}.pkl") != labels:
-            return f"{case.name} was made with other labels than those of dataset.json"
+        if not (folder / f"{case.name}.pkl").read_bytes().endswith(pickle.STOP):
+            return f"the files of {case.name} are damaged"
     return None
-
-
-def _sampled_labels(plans: PlansManager, dataset_json: dict[str, Any]) -> set[Any]:
-    """Keys of the `class_locations` that nnU-Net writes: labels or regions, and what an ignore label leaves."""
-    manager = plans.get_label_manager(dataset_json)
-    wanted = list(manager.foreground_regions if manager.has_regions else manager.foreground_labels)
-    if manager.has_ignore_label:
-        wanted.append([-1, *manager.all_labels])
-    return {tuple(map(int, w)) if isinstance(w, (list, tuple)) else int(w) for w in wanted}
-
-
-def _located_labels(path: Path) -> set[Any] | None:
-    try:
-        return set(pickle.loads(path.read_bytes())["class_locations"])  # as nnU-Net's own training reads it
-    except Exception:  # a cut or foreign pickle raises nearly anything
-        return None
 
 
 def _is_whole(path: Path) -> bool:

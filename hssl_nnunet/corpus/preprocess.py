@@ -271,7 +271,7 @@ def _preprocess_labelled(
         if folder.is_dir():
             remove_folder(unfinished)
             stock = not (folder / LABELLED_RECIPE_FILE).is_file()
-            if stock and take_over(folder, cases, plans, configuration, made, dataset.dataset_json, before):
+            if stock and take_over(folder, cases, made, dataset.folder / "dataset.json", before):
                 write_json(folder / LABELLED_RECIPE_FILE, recipe)
             folder.rename(unfinished)
         keep_only(unfinished, cases, recipe, unfinished / LABELLED_RECIPE_FILE)

@@ -9,12 +9,12 @@ from typing import Any
 from hssl_nnunet.corpus.candidates import Image
 from hssl_nnunet.corpus.domain_plans import Source
 from hssl_nnunet.corpus.fingerprint import PERCENTILES
-from hssl_nnunet.corpus.former import FINGERPRINT, plans_of_corpora
+from hssl_nnunet.corpus.former import FINGERPRINT, set_aside
 from hssl_nnunet.corpus.hierarchy import Groups
 from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, write_manifest
 from hssl_nnunet.corpus.picture import draw_fingerprint
 from hssl_nnunet.corpus.summary import DomainFingerprint, summarise
-from hssl_nnunet.files import remove_file, write_json
+from hssl_nnunet.files import write_json
 from hssl_nnunet.typed_json import to_json
 
 PICTURE = "hssl_fingerprint.png"
@@ -39,18 +39,17 @@ def write_corpus(
     derived: Mapping[str, Groups],
 ) -> None:
     """Write the corpus, its plans last: without them no command takes the folder for a finished corpus."""
-    for outdated in plans_of_corpora(folder):  # those of another name would not fit the new manifest
-        remove_file(outdated)
-    write_manifest(folder / MANIFEST, (_row(i, groups) for i in images))
-    write_json(folder / FINGERPRINT, _fingerprint_json(images, fingerprints, derived))
-    draw_fingerprint(
-        folder / PICTURE,
-        {n: [i.fingerprint for i in images if i.candidate.dataset_name == n] for n in fingerprints},
-        groups,
-    )
-    write_json(folder / "dataset.json", _dataset_json(plans["dataset_name"], len(images), body))
-    write_json(folder / "dataset_fingerprint.json", _nnunet_fingerprint(images, plans))
-    write_json(folder / f"{plans['plans_name']}.json", plans)
+    with set_aside(folder):  # plans of another name would not fit the new manifest
+        write_manifest(folder / MANIFEST, (_row(i, groups) for i in images))
+        write_json(folder / FINGERPRINT, _fingerprint_json(images, fingerprints, derived))
+        draw_fingerprint(
+            folder / PICTURE,
+            {n: [i.fingerprint for i in images if i.candidate.dataset_name == n] for n in fingerprints},
+            groups,
+        )
+        write_json(folder / "dataset.json", _dataset_json(plans["dataset_name"], len(images), body))
+        write_json(folder / "dataset_fingerprint.json", _nnunet_fingerprint(images, plans))
+        write_json(folder / f"{plans['plans_name']}.json", plans)
 
 
 def _row(image: Image, groups: Mapping[str, Groups]) -> ImageRow:

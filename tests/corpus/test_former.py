@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from test_build import BRAIN, HIPPOCAMPUS, SARCOMA, build, folders
 
+from hssl_nnunet.corpus import writing
 from hssl_nnunet.corpus.build import build_corpus
 from hssl_nnunet.corpus.manifest import read_manifest
 from hssl_nnunet.errors import HSSLError
@@ -77,3 +78,18 @@ def test_groups_by_hand_stay_and_are_named(folders, tmp_path):
         build_corpus([4, 52, 55, 56], 900, "Test", overwrite=True)
     path.unlink()
     assert build(overwrite=True).block.domains[1].groups == derived[1].groups
+
+
+def test_what_was_edited_outlives_a_kill_while_the_corpus_is_replaced(folders, monkeypatch):
+    path = build().folder / "nnUNetPlans.json"
+    edit(path, lambda block: block["pretraining"].update(num_epochs=77))
+
+    def killed(*_):
+        assert not path.exists()  # no command takes the folder for a corpus
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(writing, "write_manifest", killed)
+        build(overwrite=True)
+    assert build(overwrite=True).block.pretraining.num_epochs == 77
+    assert sorted(p.name for p in path.parent.glob("nnUNetPlans*")) == ["nnUNetPlans.json"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,10 +60,6 @@ def same_plans_again(raw: Path, ours: Path) -> None:
     plan_and_preprocess([31], ["2d"], num_processes=1)
 
 
-def empty_properties(raw: Path, ours: Path) -> None:
-    (ours / STOCK / "b.pkl").write_bytes(pickle.dumps({}))
-
-
 CHANGES: dict[str, tuple[Callable[[Path, Path], object], str | None]] = {
     "nothing": (lambda *_: None, None),
     "plans of another preset": (another_preset, None),
@@ -78,9 +73,8 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str | None]] = {
     "a case more": (lambda _, ours: (ours / STOCK / "c_seg.b2nd").unlink(), "c_seg.b2nd is missing"),
     "a cut image": (cut("b.b2nd"), "files of b are damaged"),
     "a cut mask": (cut("a_seg.b2nd"), "files of a are damaged"),
-    "cut properties": (cut("c.pkl"), "c was made with other labels"),
-    "empty properties": (empty_properties, "b was made with other labels"),
-    "other labels": (other_labels, "a was made with other labels"),
+    "cut properties": (cut("c.pkl"), "files of c are damaged"),
+    "other labels": (other_labels, "dataset.json, which has the labels, is newer"),
     "edited plans": (change_plans, "nnUNetPlans.json has other values for it"),
     "newer plans": (plan_again, "no plans that are older than its files"),
     "lost plans": (lambda _, ours: (ours / "nnUNetPlans.json").unlink(), "no plans that are older than its files"),
