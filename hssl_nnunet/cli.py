@@ -155,6 +155,8 @@ def corpus(
     for note in report.notes:
         print(f"Note: {note}")
     print(f"Wrote {report.folder}")
+    if not report.problems:
+        print(f"Next: hssl pretrain {output}")
     again = f"repair the files, run `{report.repair_command}`, then this command again with --overwrite"
     _exit_with(report.problems, report.exit_code, again)
 
