@@ -55,7 +55,7 @@ def test_from_msd_folders_to_a_stock_prediction(
         run("hssl", "convert_msd", "-i", tmp_path / f"Task{number}_{name}")
     said = run("hssl", "plan_and_preprocess", "-d", *TASKS, "--preset", "cpu", "-np", 1)
     assert "Dataset061_Ball: 4 with masks, 1 without, 0 quarantined" in said
-    assert "Next: hssl pretrain 900" in run("hssl", "corpus", "-d", *TASKS, "-o", 900, "-n", "E2E", "-p", PLANS, "-np", 1)
+    assert "Next: hssl pretrain 900" in run("hssl", "corpus", "-d", *TASKS, "-o", 900, "-n", "E2E", "-p", PLANS)
 
     # pretrain, stop, try to start anew, resume
     corpus_plans = preprocessed / "Dataset900_E2E" / f"{PLANS}.json"
