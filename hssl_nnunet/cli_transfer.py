@@ -15,6 +15,9 @@ from hssl_nnunet.cli_options import (
     OneDataset,
     show,
 )
+from hssl_nnunet.corpus.manifest import MANIFEST
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, finetune_command
 
 
@@ -37,8 +40,12 @@ def seed(
     """Report what a target takes from pretrained weights, tensor by tensor, and write its seeded plans.
 
     Seeding again keeps the fine-tuning values of seeded plans that are there, and names those that differ from the
-    preset's; remove that file to get the preset's back.
+    preset's; remove that file to get the preset's back. Of a corpus: its pretraining goes on from these weights.
     """
+    name = dataset_name(dataset)
+    if (preprocessed_dir() / name / MANIFEST).is_file():
+        _seed_corpus(name, weights, plans_name, pth or nnssl)
+        return
     from hssl_nnunet.transfer.report import render
     from hssl_nnunet.transfer.seeding import plans_to_seed, seed_target, seeded_plans_file
 
@@ -51,6 +58,19 @@ def seed(
         print(f"Wrote {path}")
     for configuration in reports:
         print(f"Next: {finetune_command(dataset, configuration, plans.stem)}")
+
+
+def _seed_corpus(corpus: str, weights: Path, plans_name: str | None, written: Path | None) -> None:
+    from hssl_nnunet.launch import corpus_plans_name
+    from hssl_nnunet.transfer.continuing import seed_corpus
+    from hssl_nnunet.transfer.report import render
+
+    if written is not None:
+        raise HSSLError(f"{corpus} is a corpus: {written} would start no training of stock nnU-Net. Name a target.")
+    plans_name = plans_name or corpus_plans_name(corpus)
+    show(render(seed_corpus(corpus, weights, plans_name), full=True))
+    print(f"Wrote the weights into {preprocessed_dir() / corpus / plans_name}.json")
+    print(f"Next: hssl pretrain {corpus}")
 
 
 def export(
@@ -66,7 +86,6 @@ def export(
 ) -> None:
     """Write a fine-tuned model that stock nnUNetv2_predict runs on a machine without this package."""
     from hssl_nnunet.launch import target_plans_name
-    from hssl_nnunet.paths import dataset_name
     from hssl_nnunet.transfer.export import export_model, prediction_commands, trained_plans_name
 
     plans_name = plans_name or trained_plans_name(dataset, trainer, configuration)

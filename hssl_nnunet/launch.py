@@ -22,7 +22,14 @@ from hssl_nnunet.paths import (
     results_dir,
 )
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block, target_block
-from hssl_nnunet.preflight import check_batch, check_fold, data_folder, read_corpus_plans, read_target_plans
+from hssl_nnunet.preflight import (
+    check_batch,
+    check_fold,
+    check_weights_file,
+    data_folder,
+    read_corpus_plans,
+    read_target_plans,
+)
 from hssl_nnunet.ranks import available_cpus, check_shares, joined, run_under_torchrun, under_torchrun
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, corpus_command, preprocess_command, seed_command
 from hssl_nnunet.run_folder import final_checkpoint, refuse_to_overwrite, refuse_unfinished, resumable
@@ -255,7 +262,9 @@ def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_na
     """Epochs of the plans, when all is there that a training on them needs."""
     path = preprocessed_dir() / dataset / f"{plans_name}.json"
     if trainer == PRETRAIN_TRAINER:
-        return corpus_block(read_corpus_plans(dataset, plans_name, configuration), path).pretraining.num_epochs
+        block = corpus_block(read_corpus_plans(dataset, plans_name, configuration), path)
+        check_weights_file(block.weights, path, seed_command(dataset, None, plans_name))
+        return block.pretraining.num_epochs
     plans = read_target_plans(dataset, plans_name, configuration)
     check_fold(data_folder(path.parent, plans, configuration), fold)
     seeded = path.with_stem(plans_name + SEEDED_SUFFIX)
@@ -276,8 +285,8 @@ def _is_finished(folder: Path, num_epochs: int) -> bool:
     plans = preprocessed_dir() / dataset / f"{plans_name}.json"
     if trainer == PRETRAIN_TRAINER:
         check_images(checkpoint, path, read_manifest(plans.parent / MANIFEST))
-    elif trainer == FINETUNE_TRAINER:
-        block = target_block(read_json(plans), plans)
+    if trainer in (PRETRAIN_TRAINER, FINETUNE_TRAINER):
+        block = (corpus_block if trainer == PRETRAIN_TRAINER else target_block)(read_json(plans), plans)
         check_weights(checkpoint, path, block, lambda file: seed_command(dataset, file, plans_name, configuration))
     return True
 

@@ -56,12 +56,21 @@ class DomainPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusBlock:
-    """The `hssl` block of a corpus' plans."""
+    """The `hssl` block of a corpus' plans.
+
+    Attributes:
+        domains: the datasets that teach.
+        pretraining: the pretraining run.
+        weights: path of a weights file that the pretraining goes on from; null = weights drawn anew.
+        weights_sha256: content hash of that file, checked before training.
+    """
 
     role: Literal["corpus"] = "corpus"
     format_version: Literal[1] = 1
     domains: Annotated[tuple[DomainPlan, ...], Field(min_length=1)]
     pretraining: PretrainingPlan
+    weights: str | None = None  # both younger than format 1: older plans lack them
+    weights_sha256: str | None = None
 
     __pydantic_config__ = STRICT
 

@@ -101,6 +101,21 @@ def _read_plans(dataset: str, plans_name: str, configuration: str, remedy: str) 
     return plans
 
 
+def check_weights_file(weights: str | None, plans: Path, seeding: str) -> None:
+    """Refuse plans whose weights are gone.
+
+    Args:
+        weights: the file that the plans name; None = none.
+        plans: their file.
+        seeding: the command that names other weights.
+
+    Raises:
+        HSSLError: the file does not exist.
+    """
+    if weights is not None and not Path(weights).is_file():
+        raise HSSLError(f"{weights}, which {plans} names, does not exist. Put it back, or run `{seeding}`.")
+
+
 def check_batch(path: Path, configuration: str, num_gpus: int) -> None:
     """Refuse more GPUs than a batch has images, which nnU-Net shares out among them.
 

@@ -11,7 +11,7 @@ from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name, target_plans
 from hssl_nnunet.nnunet_plans import read_plans
 from hssl_nnunet.paths import dataset_name, preprocessed_dir, results_dir
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, target_block
-from hssl_nnunet.preflight import check_fold, data_folder, read_corpus_plans, read_target_plans
+from hssl_nnunet.preflight import check_fold, check_weights_file, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import check_shares
 from hssl_nnunet.remedies import corpus_command, preprocess_command, seed_command
 from hssl_nnunet.slurm_scripts import Allocation, Script
@@ -129,12 +129,14 @@ def check_pretraining(corpus: str, plans_name: str | None, configuration: str, p
         The `hssl` block of the plans.
 
     Raises:
-        HSSLError: the corpus, its plans or the configuration is missing, or the processes cannot share its steps.
+        HSSLError: the corpus, its plans, the configuration or its weights are missing, or the processes cannot share
+            its steps.
     """
     name = _corpus_name(corpus)
     plans_name = plans_name or corpus_plans_name(name)
     path = preprocessed_dir() / name / f"{plans_name}.json"
     block = corpus_block(read_corpus_plans(name, plans_name, configuration), path)
+    check_weights_file(block.weights, path, seed_command(name, None, plans_name))
     if processes > 1:
         check_shares(block.pretraining.chunks_per_step, processes, path)
     return block
@@ -160,9 +162,8 @@ def check_finetuning(dataset: str, plans_name: str | None, configuration: str, f
     path = preprocessed_dir() / name / f"{plans_name}.json"
     _check_fold(data_folder(path.parent, plans, configuration), fold)
     weights = target_block(plans, path).weights
-    if not scratch and weights is not None and not Path(weights).is_file():
-        seeding = seed_command(name, None, plans_name, configuration)
-        raise HSSLError(f"{weights}, which {path} names, does not exist. Put it back, or run `{seeding}`.")
+    if not scratch:
+        check_weights_file(weights, path, seed_command(name, None, plans_name, configuration))
 
 
 def check_planned(dataset: str, plans_name: str, configuration: str) -> None:

@@ -41,6 +41,7 @@ SECTIONS = {
     plan_values.ViewPlan: ("`pretraining.views`", "pretraining.json", ("views",)),
     plan_values.FinetuningPlan: ("`finetuning`", "finetuning.json", ()),
     plan_schema.DomainPlan: ("one of `domains`", None, ()),
+    plan_schema.CorpusBlock: ("the block of a corpus", None, ()),
     plan_schema.TargetBlock: ("the block of a target", None, ()),
 }
 

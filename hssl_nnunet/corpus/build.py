@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,7 @@ from hssl_nnunet.corpus.candidates import (
 from hssl_nnunet.corpus.cases import dataset_id
 from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, deepest, read_sources
 from hssl_nnunet.corpus.fingerprint import worker_pool
-from hssl_nnunet.corpus.former import (
-    former_corpus,
-    kept_groups,
-    kept_pretraining,
-)
+from hssl_nnunet.corpus.former import former_corpus, kept_groups, kept_pretraining, weights_note
 from hssl_nnunet.corpus.hierarchy import Groups, build_hierarchy
 from hssl_nnunet.corpus.integrity import EXIT_QUARANTINED, Problem
 from hssl_nnunet.corpus.manifest import MANIFEST
@@ -129,9 +125,11 @@ def build_corpus(
     hierarchy, group_notes = build_hierarchy(fingerprints, hierarchy_file, by_hand)
     groups = regroup(hierarchy) if regroup else hierarchy
     block = _block(sources, plans_name, fingerprints, groups, pretraining)
+    if former is not None:
+        block = replace(block, weights=former.block.weights, weights_sha256=former.block.weights_sha256)
     plans = corpus_plans(body, block, dataset_name=dataset_name, plans_name=plans_name, configuration=configuration)
     write_corpus(folder, plans, body, images, fingerprints, groups, derived)
-    told = [*notes, *value_notes, *hand_notes, *group_notes]
+    told = [*notes, *value_notes, *weights_note(former), *hand_notes, *group_notes]
     measured = tuple(fingerprints.values())
     return CorpusReport(dataset_name, folder, block, measured, tuple(problems), tuple(told), configuration)
 

@@ -36,6 +36,8 @@ class FormerBlock:
 
     domains: list[FormerDomain]
     pretraining: dict[str, Any]
+    weights: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,13 @@ def kept_pretraining(
         raise HSSLError(f"{error}\n{REMEDY}") from None
     lines = differences("pretraining", to_json(pretraining_plan(preset)), to_json(kept))
     return kept, former.kept("values", f"are not the preset's: {', '.join(lines)}") if lines else []
+
+
+def weights_note(former: Former | None) -> list[str]:
+    """A note where the former plans go on from weights: those to come do as well."""
+    if former is None or former.block.weights is None:
+        return []
+    return former.kept("weights", f"`hssl seed` has named: {former.block.weights}")
 
 
 def _edited(values: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:

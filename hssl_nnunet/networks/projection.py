@@ -115,6 +115,19 @@ def plan_projection(
     return entries
 
 
+def plan_start(shapes: Mapping[str, Sequence[int]], wanted: Mapping[str, tuple[int, ...]]) -> list[Entry]:
+    """Decide for the shared tensors of some domains how each is obtained from those of others.
+
+    Args:
+        shapes: role -> shape of the tensors that are there; kernels in 3D.
+        wanted: role -> shape of those to come; kernels in 3D.
+
+    Returns:
+        One entry for each role of `wanted`, in that order, called as its role.
+    """
+    return [Entry(role, role, shape, *_decide(role, shape, shapes.get(role))) for role, shape in wanted.items()]
+
+
 def _decide(role: str, shape: tuple[int, ...], shared: Sequence[int] | None) -> tuple[Status, str]:
     if shared is None:
         return "fresh", "not pretrained: no domain has this level or block, or no term of the loss decodes"

@@ -34,10 +34,11 @@ from hssl_nnunet.training.monitor import Monitor, no_probe
 from hssl_nnunet.training.optimizer import Stepper, build_optimizer, load_optimizer
 from hssl_nnunet.training.pictures import plot_curves
 from hssl_nnunet.training.provenance import weights_metadata
-from hssl_nnunet.training.resume import IMAGES_KEY, changed_values, check_images, images_sha256
+from hssl_nnunet.training.resume import IMAGES_KEY, changed_values, check_images, check_weights, images_sha256
 from hssl_nnunet.training.schedule import EpochSchedule, warmup_poly
 from hssl_nnunet.training.steps import ChunkPreparer
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
+from hssl_nnunet.transfer.continuing import load_start
 from hssl_nnunet.transfer.weights_file import save_weights
 
 WEIGHTS_NAME = "hssl.safetensors"
@@ -96,10 +97,13 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.device.type == "cpu":
             for domain in self.model.domains:
                 use_cpu_operators(domain.skeleton)
+        self.root = Path(self.preprocessed_dataset_folder_base)
+        self.start = load_start(self.model.shared, self.corpus, self._plans_file())
+        if self.start is not None:
+            self.print_to_log_file(f"goes on from {self.corpus.weights}")
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.network = self._shared_by_ranks() if self.is_ddp else self.model
         self.dataset_class = nnUNetDatasetBlosc2
-        self.root = Path(self.preprocessed_dataset_folder_base)
         self.cache = VolumeCache(self.plan.cache_gib)
         self.rows = read_manifest(self.root / MANIFEST)
         self.my_init_kwargs = {**self.my_init_kwargs, IMAGES_KEY: images_sha256(self.rows)}  # goes into checkpoints
@@ -113,6 +117,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
                 f"WARNING: {self.corpus.domains[index].dataset_name}: crops of {self.geometries[index].crop_size} "
                 "voxels are too few blocks to hide one: lower `loss.mask_block_voxel`"
             )
+
+    def _plans_file(self) -> Path:
+        return self.root / f"{self.plans_manager.plans_name}.json"
 
     def _shared_by_ranks(self) -> DistributedDataParallel:
         """The network under DDP.
@@ -290,6 +297,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             self.initialize()
         checkpoint = load_checkpoint(filename_or_checkpoint)
         check_images(checkpoint, filename_or_checkpoint, self.rows)
+        check_weights(checkpoint, filename_or_checkpoint, self.corpus, self._seeding)
         if changed := changed_values(checkpoint, filename_or_checkpoint, self.plan, self.model.state_dict()):
             self.print_to_log_file(f"WARNING: goes on with other values: {'; '.join(changed)}")
         self.model.load_state_dict(checkpoint["network_weights"])
@@ -299,10 +307,13 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.logger.load_checkpoint(checkpoint["logging"])
         self.current_epoch, self._best_ema = checkpoint["current_epoch"], checkpoint["_best_ema"]
 
+    def _seeding(self, weights: Path) -> str:
+        return seed_command(self.plans_manager.dataset_name, weights, self.plans_manager.plans_name)
+
     def save_weights(self, path: Path) -> None:
         """Write the weights file: shared weights that were trained, heads, and where they come from."""
         heads = {n: p for n, p in self.model.state_dict().items() if not n.startswith(("shared.", "queue."))}
         logged = curves(self.logger)
-        learned = weights_metadata(self.corpus, self.model.shared, self.rows, logged, self.current_epoch)
+        learned = weights_metadata(self.corpus, self.model.shared, self.rows, logged, self.current_epoch, self.start)
         save_weights(path, self.model.trained(), heads, learned)
         self.print_to_log_file(f"Wrote {path}")

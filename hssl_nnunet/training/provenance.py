@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.networks.shared_weights import SharedWeights
@@ -24,6 +25,7 @@ def weights_metadata(
     rows: Sequence[ImageRow],
     curves: Mapping[str, list[float]],
     epochs_done: int,
+    start: WeightsMetadata | None = None,
 ) -> WeightsMetadata:
     """Describe a pretraining, so that its weights can be used, compared and checked for leakage without it.
 
@@ -33,22 +35,24 @@ def weights_metadata(
         rows: the images seen.
         curves: what was logged in every epoch.
         epochs_done: epochs so far.
+        start: of the weights that it went on from, whose images have been seen as well; None = drawn anew.
     """
+    own = tuple(
+        SeenImage(
+            dataset_name=r.dataset_name,
+            case=r.case,
+            channel=r.channel,
+            patient=r.patient,
+            content_hash=r.content_hash,
+        )
+        for r in rows
+    )
     return WeightsMetadata(
         family=shared.family,
         dim=len(corpus.domains[0].patch_size),
         domains=corpus.domains,
         pretraining=corpus.pretraining,
-        images=tuple(
-            SeenImage(
-                dataset_name=r.dataset_name,
-                case=r.case,
-                channel=r.channel,
-                patient=r.patient,
-                content_hash=r.content_hash,
-            )
-            for r in rows
-        ),
+        images=_with_earlier(own, start),
         curves=dict(curves),
         versions=versions(),
         seed=corpus.pretraining.seed,
@@ -56,4 +60,19 @@ def weights_metadata(
         licence=LICENCE,
         citation=CITATION,
         epochs_done=epochs_done,
+        origin=_origin(corpus, start),
     )
+
+
+def _with_earlier(own: tuple[SeenImage, ...], start: WeightsMetadata | None) -> tuple[SeenImage, ...] | None:
+    """All images that the weights have seen, those before this pretraining too; None where these are not known."""
+    if start is None:
+        return own
+    return None if start.images is None else tuple(dict.fromkeys((*start.images, *own)))
+
+
+def _origin(corpus: CorpusBlock, start: WeightsMetadata | None) -> str:
+    if start is None or corpus.weights is None:
+        return ""
+    earlier = f", imported from {start.origin}" if start.images is None else ""
+    return f"{Path(corpus.weights).name}, sha256 {corpus.weights_sha256}{earlier}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.plan_schema import TargetBlock
+from hssl_nnunet.plan_schema import CorpusBlock, TargetBlock
 from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.typed_json import differences, parse, to_json
 
@@ -71,11 +71,14 @@ def changed_values(
     return changed
 
 
-def check_weights(checkpoint: Mapping[str, Any], path: str, block: TargetBlock, seeding: Callable[[Path], str]) -> None:
-    """Check that a seeded run was begun with the weights that the plans name.
+def check_weights(
+    checkpoint: Mapping[str, Any], path: str, block: CorpusBlock | TargetBlock, seeding: Callable[[Path], str]
+) -> None:
+    """Check that a run was begun with the weights that the plans name.
 
     Args:
-        checkpoint: nnU-Net's, of a fine-tuning.
+        checkpoint: nnU-Net's, of a fine-tuning or a pretraining; one from before a pretraining could begin with weights
+            began without.
         path: its file.
         block: that of the plans now.
         seeding: the command that seeds with a weights file.
@@ -84,14 +87,20 @@ def check_weights(checkpoint: Mapping[str, Any], path: str, block: TargetBlock, 
         HSSLError: it was begun with others.
     """
     before = checkpoint["init_args"]["plans"]["hssl"]
-    if before["weights_sha256"] == block.weights_sha256:
+    old, sha256 = before.get("weights"), before.get("weights_sha256")
+    if sha256 == block.weights_sha256:
         return
-    file = Path(before["weights"])
-    back = f"seed with the old weights again, `{seeding(file)}`"
-    if before["weights"] == block.weights:
-        back = f"put the file back that {file} was then, which has been replaced, and {back}"
+    if old is None:
+        back = "set `weights` and `weights_sha256` in the plans to null"
+    else:
+        back = f"seed with the old weights again, `{seeding(Path(old))}`"
+        if old == block.weights:
+            back = f"put the file back that {old} was then, which has been replaced, and {back}"
     raise HSSLError(
-        f"{path} was begun with weights of sha256 {str(before['weights_sha256'])[:12]}... ({file}), the plans name "
-        f"{str(block.weights_sha256)[:12]}... ({block.weights}) now. To continue, {back}; or move the folder away to "
-        "begin anew."
+        f"{path} was begun with {_named(old, sha256)}, the plans name {_named(block.weights, block.weights_sha256)} "
+        f"now. To continue, {back}; or move the folder away to begin anew."
     )
+
+
+def _named(weights: str | None, sha256: str | None) -> str:
+    return "no weights" if weights is None else f"weights of sha256 {str(sha256)[:12]}... ({weights})"

@@ -73,7 +73,7 @@ class WeightsMetadata:
         licence: licence of the weights, as the user states it; may be empty.
         citation: how to cite them; may be empty.
         epochs_done: epochs trained.
-        origin: what the weights were imported from; empty for a pretraining's own.
+        origin: what the weights were imported from, or the pretraining went on from; empty where it drew them anew.
     """
 
     format_version: Literal[1] = 1

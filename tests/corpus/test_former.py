@@ -80,6 +80,18 @@ def test_groups_by_hand_stay_and_are_named(folders, tmp_path):
     assert build(overwrite=True).block.domains[1].groups == derived[1].groups
 
 
+def test_weights_that_the_pretraining_goes_on_from_stay_and_are_named(folders):
+    path = build().folder / "nnUNetPlans.json"
+    named = {"weights": "/earlier.safetensors", "weights_sha256": "ab" * 32}
+    edit(path, lambda block: block.update(named))
+    for _ in range(2):
+        report = build(overwrite=True)
+        assert (report.block.weights, report.block.weights_sha256) == tuple(named.values())
+        assert any("kept the weights" in n and "/earlier.safetensors" in n for n in report.notes)
+    path.unlink()
+    assert build(overwrite=True).block.weights is None
+
+
 def test_what_was_edited_outlives_a_kill_while_the_corpus_is_replaced(folders, monkeypatch):
     path = build().folder / "nnUNetPlans.json"
     edit(path, lambda block: block["pretraining"].update(num_epochs=77))
