@@ -217,9 +217,9 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _save_debug_information(self) -> None:
         """nnU-Net writes every attribute as text; of 10^5 images that would be 40 MiB."""
-        rows, self.rows = self.rows, []
+        kept, self.rows, self.start = (self.rows, self.start), [], None
         super()._save_debug_information()
-        self.rows = rows
+        self.rows, self.start = kept
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Tensor]]) -> None:
         """Log the mean of each term."""
