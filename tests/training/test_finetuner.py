@@ -370,8 +370,8 @@ def test_a_run_goes_on_only_with_the_weights_it_began_with(target: Any, weights:
     other.initialize()
     other.save_weights(weights)
     message = (
-        f"sha256 {began_with[:12]}.*name weights of sha256 {file_sha256(weights)[:12]}.*put the file back that {weights} was.*"
-        "-p nnUNetCPUPlans.*move the folder away"
+        f"sha256 {began_with[:12]}.*name weights of sha256 {file_sha256(weights)[:12]}.*"
+        f"put the file back that {weights} was.*-p nnUNetCPUPlans.*move the folder away"
     )
     with pytest.raises(HSSLError, match=message):
         target().load_checkpoint(paths[HSSLFinetuner])
