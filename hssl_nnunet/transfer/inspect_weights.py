@@ -50,7 +50,7 @@ def _run(path: str | Path, metadata: WeightsMetadata) -> Table:
         "network": f"{metadata.family}, {metadata.dim}d",
         "epochs": f"{metadata.epochs_done}{planned}",
         "images seen": _images(metadata),
-        "imported, or gone on, from": metadata.origin or "nothing",
+        "imported from" if metadata.pretraining is None else "goes on from": metadata.origin or "nothing",
         "created": metadata.created,
         "seed": "not known" if metadata.seed is None else str(metadata.seed),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(metadata.versions.items())),
