@@ -217,7 +217,7 @@ def train(
         return folder
     set_threads(device)
     with joined(device) as rank:
-        if continue_training and not validation.alone and _is_finished(folder, num_epochs):
+        if continue_training and not validation.alone and _is_finished(folder, trainer, plans_name, num_epochs):
             if rank == 0:
                 print(f"{folder} is already finished (`num_epochs` is {num_epochs}): nothing is left to train.")
             return folder
@@ -273,15 +273,15 @@ def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_na
     return target_block(plans, path).finetuning.num_epochs
 
 
-def _is_finished(folder: Path, num_epochs: int) -> bool:
+def _is_finished(folder: Path, trainer: str, plans_name: str, num_epochs: int) -> bool:
     """Whether nothing is left to train; one of other images or weights is not what the user asks for."""
-    trainer, plans_name, configuration = folder.parent.name.split("__")
     checkpoint = final_checkpoint(folder, _last_file(trainer))
     if checkpoint is None or checkpoint["current_epoch"] < num_epochs:
         return False
     from hssl_nnunet.training.resume import check_images, check_weights
 
     dataset, path = folder.parents[1].name, str(folder / FINAL_CHECKPOINT)
+    configuration = folder.parent.name.rpartition("__")[2]
     plans = preprocessed_dir() / dataset / f"{plans_name}.json"
     if trainer == PRETRAIN_TRAINER:
         check_images(checkpoint, path, read_manifest(plans.parent / MANIFEST))

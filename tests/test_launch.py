@@ -202,14 +202,16 @@ def test_a_finished_pretraining_of_other_images_is_not_taken_for_that_of_the_cor
 
 
 def test_a_finished_fold_of_other_weights_is_not_taken_for_one_of_these(target, calls, capsys):
-    run = partial(launch.finetune, 4, "3d_fullres", 0, device="cpu", continue_training=True)
+    write_plans(target, "Own__Plans_HSSL", role="target")  # a separator of nnU-Net's in the plans' own name
+    named = {"plans_name": "Own__Plans_HSSL", "device": "cpu"}
+    run = partial(launch.finetune, 4, "3d_fullres", 0, continue_training=True, **named)
     before = {"hssl": {"weights": "/old.safetensors", "weights_sha256": "ab" * 32}}
     for scratch in (True, False):
         folder = run(scratch=scratch)
         finished(folder, "validation/summary.json", EPOCHS, plans=before)
     run(scratch=True)  # starts from no weights
     assert "already finished" in capsys.readouterr().out
-    seeding = f"hssl seed -d {NAME} -w /old.safetensors"
+    seeding = f"hssl seed -d {NAME} -w /old.safetensors -p Own__Plans"
     with pytest.raises(HSSLError, match=rf"was begun with weights of sha256 abababababab\.\.\. .*`{seeding}`"):
         run()
 

@@ -99,7 +99,8 @@ def trained_plans_name(dataset: str | int, trainer: str, configuration: str) -> 
         HSSLError: the dataset is missing, or there are models of several plans.
     """
     base = results_dir() / dataset_name(dataset)
-    found = sorted(folder.name.split("__")[1] for folder in base.glob(f"{trainer}__*__{configuration}"))
+    folders = base.glob(f"{trainer}__*__{configuration}")
+    found = sorted(folder.name.removeprefix(f"{trainer}__").removesuffix(f"__{configuration}") for folder in folders)
     if len(found) < 2 or DEFAULT_PLANS + SEEDED_SUFFIX in found:
         return DEFAULT_PLANS + SEEDED_SUFFIX if len(found) > 1 else next(iter(found), None)
     raise HSSLError(f"{base} holds models of several plans: {', '.join(found)}. Choose one with -p.")
@@ -133,7 +134,8 @@ def prediction_commands(exported: str | Path, checkpoint: str = FINAL_CHECKPOINT
         before, first = f"nnUNet_results={shlex.quote(str(base))} ", []
     folds = sorted(f.parts[2].removeprefix("fold_") for f in files if f.name == checkpoint)
     dataset, model = files[0].parts[:2]
-    trainer, plans_name, configuration = model.split("__")
+    trainer, _, rest = model.partition("__")
+    plans_name, _, configuration = rest.rpartition("__")  # the plans' own name may hold the separator
     words = ["-d", dataset, "-tr", trainer, "-p", plans_name, "-c", configuration, "-f", *folds]
     words += [] if checkpoint == FINAL_CHECKPOINT else ["-chk", checkpoint]
     device = choose_device(None).type

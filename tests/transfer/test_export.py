@@ -226,8 +226,8 @@ def test_the_plans_of_a_model_are_found_without_the_preprocessed_folder(nnunet_f
     (base / f"{TRAINER}__{PLANS}__3d_fullres").mkdir()
     (base / f"{TRAINER}__nnUNetPlans_HSSL__2d").mkdir()
     assert trained_plans_name(4, TRAINER, "3d_fullres") == PLANS
-    (base / f"{TRAINER}__Own_HSSL__3d_fullres").mkdir()
-    with pytest.raises(HSSLError, match=f"models of several plans: Own_HSSL, {PLANS}. Choose one with -p"):
+    (base / f"{TRAINER}__Own__Plans_HSSL__3d_fullres").mkdir()
+    with pytest.raises(HSSLError, match=f"models of several plans: Own__Plans_HSSL, {PLANS}. Choose one with -p"):
         trained_plans_name(4, TRAINER, "3d_fullres")
     (base / f"{TRAINER}__nnUNetPlans_HSSL__3d_fullres").mkdir()
     assert trained_plans_name(4, TRAINER, "3d_fullres") == "nnUNetPlans_HSSL"
