@@ -50,8 +50,9 @@ def plan_command(dataset: str | int, plans_name: str) -> str:
     """
     if preset_name(plans_name) is not None:
         return preprocess_command(dataset, plans_name)
-    named = _joined("-overwrite_plans_name", plans_name.removesuffix(SEEDED_SUFFIX))
-    return f"{_joined('nnUNetv2_plan_experiment', '-d', _number(dataset))} -pl PLANNER {named}"
+    number, named = _number(dataset), _joined("-overwrite_plans_name", plans_name.removesuffix(SEEDED_SUFFIX))
+    measured = _joined("nnUNetv2_extract_fingerprint", "-d", number)  # what the planner reads; kept where it is there
+    return f"{measured} && {_joined('nnUNetv2_plan_experiment', '-d', number)} -pl PLANNER {named}"
 
 
 def corpus_command(corpus: str | int) -> str:
