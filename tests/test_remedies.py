@@ -62,5 +62,7 @@ def test_preprocessing_with_the_suggested_preset_writes_the_plans_that_lack(pres
 
 def test_plans_come_from_the_preset_of_their_name_or_from_a_planner_of_the_users():
     assert plan_command(4, "nnUNetCPUPlans_HSSL") == "hssl plan_and_preprocess -d 4 --preset cpu"
-    expected = "nnUNetv2_extract_fingerprint -d 4 && nnUNetv2_plan_experiment -d 4 -pl PLANNER -overwrite_plans_name MyPlans"
+    expected = (
+        "nnUNetv2_extract_fingerprint -d 4 && nnUNetv2_plan_experiment -d 4 -pl PLANNER -overwrite_plans_name MyPlans"
+    )
     assert plan_command("Dataset004_Toy", "MyPlans_HSSL") == expected

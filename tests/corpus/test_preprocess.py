@@ -251,7 +251,8 @@ def test_plans_of_another_planner_are_used_as_they_are(nnunet_folders: Folders, 
 
     dataset(nnunet_folders["nnUNet_raw"], training="abc", test="d")
     folder = nnunet_folders["nnUNet_preprocessed"] / NAME
-    command = "nnUNetv2_extract_fingerprint -d 31 && nnUNetv2_plan_experiment -d 31 -pl PLANNER -overwrite_plans_name MyResEnc"
+    planner = "nnUNetv2_plan_experiment -d 31 -pl PLANNER -overwrite_plans_name MyResEnc"
+    command = f"nnUNetv2_extract_fingerprint -d 31 && {planner}"
     with pytest.raises(HSSLError, match=rf"has no MyResEnc.json in {folder}\. Run `{command}` first"):
         plan_and_preprocess([31], num_processes=1, plans_name="MyResEnc")
     stock.extract_fingerprints([31], num_processes=1, show_progress_bar=False)
