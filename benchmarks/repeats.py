@@ -26,7 +26,7 @@ from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.splits import read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.launch import set_environment, train
+from hssl_nnunet.launch import Training, set_environment, train
 from hssl_nnunet.paths import dataset_name
 
 FIRST_SEED = 1000  # of training; no run of a benchmark has it
@@ -60,11 +60,17 @@ def dices_of(workspace: Workspace, plan: BenchmarkPlan, run: Run, repeat: int) -
     workspace.write_arm_plans(run.dataset_name, plan.plans_name, name, finetuning, weights)
     split = read_splits(workspace.folder)[run.dataset_name]
     fold = workspace.fold_of(plan, run.dataset_name, split, run.seed, run.budget)
-    folder = workspace.results / run.dataset_name / f"{arm.trainer}__{name}__{plan.configuration}" / f"fold_{fold}"
-    summary = folder / "validation" / "summary.json"
+    training = Training(
+        dataset=run.dataset_name,
+        configuration=plan.configuration,
+        fold=str(fold),
+        trainer=arm.trainer,
+        plans_name=name,
+    )
+    summary = training.folder / "validation" / "summary.json"
     if not summary.is_file():
-        begun = any(folder.glob("checkpoint_*.pth"))
-        train(run.dataset_name, plan.configuration, str(fold), arm.trainer, name, plan.device, begun, 1)
+        begun = any(training.folder.glob("checkpoint_*.pth"))
+        train(training, device_name=plan.device, continue_training=begun)
     return [points(case["metrics"]) for case in read_json(summary)["metric_per_case"]]
 
 

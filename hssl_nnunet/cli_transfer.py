@@ -61,9 +61,9 @@ def seed(
 
 
 def _seed_corpus(corpus: str, weights: Path, plans_name: str | None, written: Path | None) -> None:
-    from hssl_nnunet.launch import corpus_plans_name
     from hssl_nnunet.transfer.continuing import seed_corpus
     from hssl_nnunet.transfer.report import render
+    from hssl_nnunet.which_plans import corpus_plans_name
 
     if written is not None:
         raise HSSLError(f"{corpus} is a corpus: {written} would start no training of stock nnU-Net. Name a target.")
@@ -85,8 +85,8 @@ def export(
     checkpoint: Annotated[str, typer.Option("-chk", help="Checkpoint of each fold.")] = "checkpoint_final.pth",
 ) -> None:
     """Write a fine-tuned model that stock nnUNetv2_predict runs on a machine without this package."""
-    from hssl_nnunet.launch import target_plans_name
     from hssl_nnunet.transfer.export import export_model, prediction_commands, trained_plans_name
+    from hssl_nnunet.which_plans import target_plans_name
 
     plans_name = plans_name or trained_plans_name(dataset, trainer, configuration)
     plans_name = plans_name or target_plans_name(dataset_name(dataset), configuration)

@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hssl_nnunet.corpus.manifest import MANIFEST, read_manifest
 from hssl_nnunet.device import check_gpus, choose_device, set_threads
@@ -21,7 +21,7 @@ from hssl_nnunet.paths import (
     preprocessed_dir,
     results_dir,
 )
-from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, corpus_block, target_block
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, corpus_block, target_block
 from hssl_nnunet.preflight import (
     check_batch,
     check_fold,
@@ -31,8 +31,9 @@ from hssl_nnunet.preflight import (
     read_target_plans,
 )
 from hssl_nnunet.ranks import available_cpus, check_shares, joined, run_under_torchrun, under_torchrun
-from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, corpus_command, preprocess_command, seed_command
+from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, corpus_command, seed_command
 from hssl_nnunet.run_folder import final_checkpoint, refuse_to_overwrite, refuse_unfinished, resumable
+from hssl_nnunet.which_plans import corpus_plans_name, target_plans_name
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,33 @@ SCRATCH_TRAINER = "nnUNetTrainerHSSLScratch"
 VANILLA_TRAINER = "nnUNetTrainerHSSLVanilla"
 TRAINERS = (PRETRAIN_TRAINER, FINETUNE_TRAINER, SCRATCH_TRAINER, VANILLA_TRAINER)
 SMALL_MACHINE_CORES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training, by the words that `nnUNetv2_train` takes; the dataset's name is whole."""
+
+    dataset: str
+    configuration: str
+    fold: str
+    trainer: str
+    plans_name: str
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether it is a corpus' pretraining."""
+        return self.trainer == PRETRAIN_TRAINER
+
+    @property
+    def plans(self) -> Path:
+        """File of its plans."""
+        return preprocessed_dir() / self.dataset / f"{self.plans_name}.json"
+
+    @property
+    def folder(self) -> Path:
+        """Where its results lie."""
+        run = f"{self.trainer}__{self.plans_name}__{self.configuration}"
+        return results_dir() / self.dataset / run / f"fold_{self.fold}"
 
 
 @dataclass(frozen=True)
@@ -91,8 +119,14 @@ def pretrain(
         HSSLError: the corpus, its plans or the device is missing, or the folder is in use or holds a training.
     """
     name = dataset_name(corpus, f"Run `{corpus_command(corpus)}` first.")
-    plans_name = plans_name or corpus_plans_name(name)
-    return train(name, configuration, "all", PRETRAIN_TRAINER, plans_name, device, continue_training, num_gpus)
+    training = Training(
+        dataset=name,
+        configuration=configuration,
+        fold="all",
+        trainer=PRETRAIN_TRAINER,
+        plans_name=plans_name or corpus_plans_name(name),
+    )
+    return train(training, device_name=device, continue_training=continue_training, num_gpus=num_gpus)
 
 
 def finetune(
@@ -130,67 +164,33 @@ def finetune(
             be validated is not finished.
     """
     name = dataset_name(dataset)
-    plans_name = plans_name or target_plans_name(name, configuration)
-    trainer = SCRATCH_TRAINER if scratch else FINETUNE_TRAINER
     if str(fold) != "all" and not str(fold).isdecimal():
         raise HSSLError(f"Fold '{fold}' is neither a number (0 to 4) nor 'all'.")
-    fold = "all" if str(fold) == "all" else str(int(fold))  # nnU-Net's folder of fold 01 is fold_1
-    validation = Validation(npz=npz, alone=only_validate)
-    return train(name, configuration, fold, trainer, plans_name, device, continue_training, num_gpus, validation)
-
-
-def corpus_plans_name(dataset: str) -> str:
-    """Name of the only plans file of a corpus that carries an `hssl` block.
-
-    Raises:
-        HSSLError: none or several do.
-    """
-    folder = preprocessed_dir() / dataset
-    found = sorted(p.stem for p in folder.glob("*.json") if _role(read_json(p)) == "corpus")
-    remedy = f"`{corpus_command('ID')}` makes a corpus: run it, and name its id here."
-    return _the_only(found, folder, "plans with an `hssl` block of a corpus", remedy)
-
-
-def target_plans_name(dataset: str, configuration: str = DEFAULT_CONFIGURATION) -> str:
-    """`nnUNetPlans_HSSL` when `hssl seed` wrote it for the dataset, else the only plans file that ends in `_HSSL`.
-
-    Args:
-        dataset: name of the target.
-        configuration: what it is for; the error's command names it.
-
-    Raises:
-        HSSLError: none or several do.
-    """
-    folder = preprocessed_dir() / dataset
-    found = sorted(p.stem for p in folder.glob(f"*{SEEDED_SUFFIX}.json"))
-    corpora = [p for p in folder.glob("*Plans*.json") if _role(read_json(p)) == "corpus"]
-    if corpora and not found:
-        raise HSSLError(
-            f"{dataset} is a corpus, which weights are learned from ({corpora[0]}). Name a dataset that has masks and "
-            "that `hssl seed -d TARGET -w hssl.safetensors` has seeded."
-        )
-    default = DEFAULT_PLANS + SEEDED_SUFFIX
-    if default in found:
-        return default
-    own = sorted(p.stem for p in folder.glob("*Plans*.json"))
-    plans_name = DEFAULT_PLANS if DEFAULT_PLANS in own or not own else own[0]
-    seeding = f"`{seed_command(dataset, None, plans_name, configuration)}`"
-    remedy = f"Run {'' if own else f'`{preprocess_command(dataset, plans_name, configuration)}`, then '}{seeding}."
-    return _the_only(found, folder, f"seeded plans (*{SEEDED_SUFFIX}.json)", remedy)
+    training = Training(
+        dataset=name,
+        configuration=configuration,
+        fold="all" if str(fold) == "all" else str(int(fold)),  # nnU-Net's folder of fold 01 is fold_1
+        trainer=SCRATCH_TRAINER if scratch else FINETUNE_TRAINER,
+        plans_name=plans_name or target_plans_name(name, configuration),
+    )
+    return train(
+        training,
+        device_name=device,
+        continue_training=continue_training,
+        num_gpus=num_gpus,
+        validation=Validation(npz=npz, alone=only_validate),
+    )
 
 
 def train(
-    dataset: str,
-    configuration: str,
-    fold: str,
-    trainer: str,
-    plans_name: str,
-    device_name: str | None,
-    continue_training: bool,
-    num_gpus: int,
-    validation: Validation | None = None,
+    training: Training,
+    *,
+    device_name: str | None = None,
+    continue_training: bool = False,
+    num_gpus: int = 1,
+    validation: Validation = Validation(),  # noqa: B008  frozen
 ) -> Path:
-    """Train with any of our trainers, as `nnUNetv2_train` does; the arguments are its own.
+    """Train with any of our trainers, as `nnUNetv2_train` does.
 
     Returns:
         The folder of the training.
@@ -199,25 +199,19 @@ def train(
         HSSLError: dataset, plans, data or device is missing, or the folder is in use or holds a training; one to be
             continued, finished or not, stands on other images or weights than the plans name now.
     """
-    validation = validation or Validation()
     set_environment()
-    num_epochs = _checked(dataset, configuration, fold, trainer, plans_name)
+    num_epochs = _checked(training)
     device = choose_device(device_name)
-    check_gpus(device, num_gpus)
-    if num_gpus > 1 and trainer != PRETRAIN_TRAINER:
-        check_batch(preprocessed_dir() / dataset / f"{plans_name}.json", configuration, num_gpus)
-    _check_torchrun(trainer, num_gpus)
-    if trainer == PRETRAIN_TRAINER:
-        _check_processes(preprocessed_dir() / dataset / f"{plans_name}.json", num_gpus)
-    folder = results_dir() / dataset / f"{trainer}__{plans_name}__{configuration}" / f"fold_{fold}"
-    if trainer == PRETRAIN_TRAINER and num_gpus > 1:  # nnU-Net's own processes wait ten minutes for a probe, no longer
+    _check_processes(training, device, num_gpus)
+    folder = training.folder
+    if training.pretrains and num_gpus > 1:  # nnU-Net's own processes wait ten minutes for a probe, no longer
         resume = ["--c"] if continue_training else []
-        words = ["pretrain", dataset, "-c", configuration, "-p", plans_name, "-device", device.type, *resume]
-        run_under_torchrun(num_gpus, words)
+        named = ["-c", training.configuration, "-p", training.plans_name, "-device", device.type]
+        run_under_torchrun(num_gpus, ["pretrain", training.dataset, *named, *resume])
         return folder
     set_threads(device)
     with joined(device) as rank:
-        if continue_training and not validation.alone and _is_finished(folder, trainer, plans_name, num_epochs):
+        if continue_training and not validation.alone and _is_finished(training, num_epochs):
             if rank == 0:
                 print(f"{folder} is already finished (`num_epochs` is {num_epochs}): nothing is left to train.")
             return folder
@@ -225,31 +219,23 @@ def train(
             if validation.alone:
                 refuse_unfinished(folder)
             elif not continue_training:
-                refuse_to_overwrite(folder, preprocessed_dir() / dataset / f"{plans_name}.json")
-            _run(dataset, configuration, fold, trainer, plans_name, device, continue_training, num_gpus, validation)
+                refuse_to_overwrite(folder, training.plans)
+            _run(training, device, continue_training, num_gpus, validation)
     return folder
 
 
 def _run(
-    dataset: str,
-    configuration: str,
-    fold: str,
-    trainer: str,
-    plans_name: str,
-    device: torch.device,
-    continue_training: bool,
-    num_gpus: int,
-    validation: Validation,
+    training: Training, device: torch.device, continue_training: bool, num_gpus: int, validation: Validation
 ) -> None:
     from nnunetv2.run.run_training import run_training
 
     with trainers_found_at_once(), mistakes_of_processes_told():
         run_training(
-            dataset,
-            configuration,
-            fold,
-            trainer_class_name=trainer,
-            plans_identifier=plans_name,
+            training.dataset,
+            training.configuration,
+            training.fold,
+            trainer_class_name=training.trainer,
+            plans_identifier=training.plans_name,
             num_gpus=num_gpus,
             export_validation_probabilities=validation.npz,
             continue_training=continue_training and not validation.alone,
@@ -258,69 +244,59 @@ def _run(
         )
 
 
-def _checked(dataset: str, configuration: str, fold: str, trainer: str, plans_name: str) -> int:
+def _checked(training: Training) -> int:
     """Epochs of the plans, when all is there that a training on them needs."""
-    path = preprocessed_dir() / dataset / f"{plans_name}.json"
-    if trainer == PRETRAIN_TRAINER:
+    dataset, plans_name, configuration = training.dataset, training.plans_name, training.configuration
+    path = training.plans
+    if training.pretrains:
         block = corpus_block(read_corpus_plans(dataset, plans_name, configuration), path)
         check_weights_file(block.weights, path, seed_command(dataset, None, plans_name))
         return block.pretraining.num_epochs
     plans = read_target_plans(dataset, plans_name, configuration)
-    check_fold(data_folder(path.parent, plans, configuration), fold)
+    check_fold(data_folder(path.parent, plans, configuration), training.fold)
     seeded = path.with_stem(plans_name + SEEDED_SUFFIX)
     if "hssl" not in plans and seeded.is_file():
         raise HSSLError(f"{path} are the plans that {seeded.name} was seeded from. Add `-p {seeded.stem}`.")
     return target_block(plans, path).finetuning.num_epochs
 
 
-def _is_finished(folder: Path, trainer: str, plans_name: str, num_epochs: int) -> bool:
+def _is_finished(training: Training, num_epochs: int) -> bool:
     """Whether nothing is left to train; one of other images or weights is not what the user asks for."""
-    checkpoint = final_checkpoint(folder, _last_file(trainer))
+    # what a training writes last: its weights, or nnU-Net's scores of the validation cases
+    last_file = "hssl.safetensors" if training.pretrains else "validation/summary.json"
+    checkpoint = final_checkpoint(training.folder, last_file)
     if checkpoint is None or checkpoint["current_epoch"] < num_epochs:
         return False
     from hssl_nnunet.training.resume import check_images, check_weights
 
-    dataset, path = folder.parents[1].name, str(folder / FINAL_CHECKPOINT)
-    configuration = folder.parent.name.rpartition("__")[2]
-    plans = preprocessed_dir() / dataset / f"{plans_name}.json"
-    if trainer == PRETRAIN_TRAINER:
+    path, plans = str(training.folder / FINAL_CHECKPOINT), training.plans
+    if training.pretrains:
         check_images(checkpoint, path, read_manifest(plans.parent / MANIFEST))
-    if trainer in (PRETRAIN_TRAINER, FINETUNE_TRAINER):
-        block = (corpus_block if trainer == PRETRAIN_TRAINER else target_block)(read_json(plans), plans)
-        check_weights(checkpoint, path, block, lambda file: seed_command(dataset, file, plans_name, configuration))
+    if training.trainer in (PRETRAIN_TRAINER, FINETUNE_TRAINER):
+        block = (corpus_block if training.pretrains else target_block)(read_json(plans), plans)
+        named = training.plans_name, training.configuration
+        check_weights(checkpoint, path, block, lambda file: seed_command(training.dataset, file, *named))
     return True
 
 
-def _last_file(trainer: str) -> str:
-    """What a training writes last: its weights, or nnU-Net's scores of the validation cases."""
-    return "hssl.safetensors" if trainer == PRETRAIN_TRAINER else "validation/summary.json"
+def _check_processes(training: Training, device: torch.device, num_gpus: int) -> None:
+    """Refuse GPUs or processes that are not there, or that the training has no share for."""
+    check_gpus(device, num_gpus)
+    if under_torchrun():
+        _check_torchrun(training, num_gpus)
+    if training.pretrains:
+        processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else num_gpus
+        if processes > 1:
+            block = corpus_block(read_json(training.plans), training.plans)
+            check_shares(block.pretraining.chunks_per_step, processes, training.plans)
+    elif num_gpus > 1:
+        check_batch(training.plans, training.configuration, num_gpus)
 
 
-def _check_torchrun(trainer: str, num_gpus: int) -> None:
-    if not under_torchrun():
-        return
-    if trainer != PRETRAIN_TRAINER:
+def _check_torchrun(training: Training, num_gpus: int) -> None:
+    if not training.pretrains:
         raise HSSLError(
             "torchrun starts `hssl pretrain` alone; several GPUs fine-tune with `hssl finetune -num_gpus N`."
         )
     if num_gpus != 1:
         raise HSSLError(f"-num_gpus {num_gpus} under torchrun: its --nproc_per_node says how many processes there are.")
-
-
-def _check_processes(plans: Path, num_gpus: int) -> None:
-    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else num_gpus
-    if processes > 1:
-        check_shares(corpus_block(read_json(plans), plans).pretraining.chunks_per_step, processes, plans)
-
-
-def _role(content: Any) -> str | None:
-    block = content.get("hssl") if isinstance(content, dict) else None
-    return block.get("role") if isinstance(block, dict) else None
-
-
-def _the_only(found: list[str], folder: Path, what: str, remedy: str) -> str:
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise HSSLError(f"{folder} holds no {what}. {remedy}")
-    raise HSSLError(f"{folder} holds several {what}: {', '.join(found)}. Choose one with -p.")

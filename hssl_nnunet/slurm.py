@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hssl_nnunet.errors import HSSLError, unknown_name
-from hssl_nnunet.launch import PRETRAIN_TRAINER, corpus_plans_name, target_plans_name
+from hssl_nnunet.launch import PRETRAIN_TRAINER
 from hssl_nnunet.nnunet_plans import read_plans
 from hssl_nnunet.paths import dataset_name, preprocessed_dir, results_dir
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, target_block
@@ -15,6 +15,7 @@ from hssl_nnunet.preflight import check_fold, check_weights_file, data_folder, r
 from hssl_nnunet.ranks import check_shares
 from hssl_nnunet.remedies import corpus_command, preprocess_command, seed_command
 from hssl_nnunet.slurm_scripts import Allocation, Script
+from hssl_nnunet.which_plans import corpus_plans_name, target_plans_name
 
 # checking and fingerprinting begin anew each time: a time limit that is too short for them would requeue for ever
 MOST_REQUEUES_OF_PREPROCESSING = 5

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hssl_nnunet import device, launch
+from hssl_nnunet import device, launch, which_plans
 from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, write_manifest
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.locks import claimed
@@ -357,14 +357,14 @@ def test_one_training_at_a_time_in_a_folder_and_a_killed_one_leaves_it_free(tmp_
 def test_plans_must_be_unambiguous(target):
     write_plans(target, "A_HSSL", role="target")
     write_plans(target, "B_HSSL", role="target")
-    assert launch.target_plans_name(NAME) == "nnUNetPlans_HSSL"
+    assert which_plans.target_plans_name(NAME) == "nnUNetPlans_HSSL"
     (target / "nnUNetPlans_HSSL.json").unlink()
     with pytest.raises(HSSLError, match="A_HSSL, B_HSSL.*-p"):
-        launch.target_plans_name(NAME)
+        which_plans.target_plans_name(NAME)
     (target / "B_HSSL.json").unlink()
-    assert launch.target_plans_name(NAME) == "A_HSSL"
+    assert which_plans.target_plans_name(NAME) == "A_HSSL"
     with pytest.raises(HSSLError, match="hssl corpus"):
-        launch.corpus_plans_name(NAME)
+        which_plans.corpus_plans_name(NAME)
 
 
 @pytest.mark.parametrize(
@@ -399,10 +399,10 @@ def test_a_corpus_that_is_not_there_is_to_be_made(target):
 def test_missing_seeded_plans_are_to_be_seeded_from_the_plans_that_are_there(target):
     (target / "nnUNetPlans_HSSL.json").unlink()
     with pytest.raises(HSSLError, match=f"Run `hssl plan_and_preprocess -d {NAME} -c 2d`, then `hssl seed -d {NAME} "):
-        launch.target_plans_name(NAME, "2d")
+        which_plans.target_plans_name(NAME, "2d")
     write_plans(target, "nnUNetCPUPlans", role=None)
     with pytest.raises(HSSLError, match=rf"Run `hssl seed -d {NAME} -w hssl.safetensors -p nnUNetCPUPlans -c 2d`\.$"):
-        launch.target_plans_name(NAME, "2d")
+        which_plans.target_plans_name(NAME, "2d")
 
 
 def edited(path: Path, **of_fullres: object) -> None:

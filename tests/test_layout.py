@@ -39,6 +39,7 @@ RANKS = {
     "remedies": 4,
     "device": 4,
     "preflight": 5,
+    "which_plans": 5,
     "losses": 4,
     "networks": 5,
     "corpus": 5,
