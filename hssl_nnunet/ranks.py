@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ VARIABLE = "TORCHELASTIC_RUN_ID"  # set by torchrun alone; RANK and WORLD_SIZE a
 # of a rank for another: while rank 0 probes alone, on up to 64 images of each domain, the others wait; torch itself
 # would give up after 10 (NCCL) or 30 minutes (gloo)
 LONGEST_WAIT = timedelta(hours=2)
+SECONDS_AFTER_CTRL_C = 5
 
 
 def available_cpus() -> int:
@@ -71,7 +72,7 @@ def joined(device: torch.device) -> Iterator[int]:
         The global rank; 0 without `torchrun`.
 
     Raises:
-        HSSLError: a process of the group was lost.
+        HSSLError: a process of the group was lost, or has no GPU of its own.
     """
     if not under_torchrun():
         yield 0
@@ -80,17 +81,18 @@ def joined(device: torch.device) -> Iterator[int]:
     import torch.distributed as dist
 
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-    rank, before = dist.get_rank(), signal.signal(signal.SIGTERM, _terminated)
+        _check_own_gpu()
+        torch.cuda.set_device(own_device(device))
     try:
-        yield rank
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        before = signal.signal(signal.SIGTERM, _terminated)
+        yield dist.get_rank()
         dist.barrier()
     except (RuntimeError, SystemExit) as error:
         if isinstance(error, SystemExit) or _connection_was_lost(error):
             # `torchrun` tells each rank that is left to end: that must not cut off the message of one that already does
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise _lost(rank) from error
+            raise _lost(error) from error
         raise
     # the group is broken after an error, and would only wait for the lost process
     signal.signal(signal.SIGTERM, before)
@@ -108,8 +110,29 @@ def run_under_torchrun(processes: int, words: Sequence[str]) -> None:
         HSSLError: it has failed; each process has said why.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "hssl_nnunet"]
-    if code := subprocess.call([sys.executable, *launcher, *words]):
+    with subprocess.Popen([sys.executable, *launcher, *words]) as torchrun:
+        code = _ended_with_its_processes(torchrun)
+    if code:
         raise HSSLError(f"`hssl {shlex.join(words)}` on {processes} processes ended with exit code {code}, see above.")
+
+
+def _ended_with_its_processes(torchrun: subprocess.Popen[bytes]) -> int:
+    """Wait for `torchrun`, which ends its processes when it is told to end itself; killed, it would leave them behind.
+
+    Returns:
+        Its exit code.
+    """
+    before = signal.signal(signal.SIGTERM, lambda number, frame: torchrun.terminate())
+    try:
+        return torchrun.wait()
+    except KeyboardInterrupt:
+        with suppress(subprocess.TimeoutExpired):  # of a terminal, Ctrl-C has reached `torchrun` as well
+            torchrun.wait(SECONDS_AFTER_CTRL_C)
+        torchrun.terminate()
+        torchrun.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -117,6 +140,18 @@ def own_device(device: torch.device) -> torch.device:
     import torch
 
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if under_torchrun() and device.type == "cuda" else device
+
+
+def _check_own_gpu() -> None:
+    import torch
+
+    here, visible = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if here > visible:
+        raise HSSLError(
+            f"{here} processes were started on this machine, each needs a GPU of its own, and {visible} are visible. "
+            f"Start {visible} (`torchrun --nproc_per_node {visible}`, `hssl slurm pretrain --processes {visible}`), or "
+            f"ask for {here} GPUs (`--gres=gpu:{here}`)."
+        )
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -128,15 +163,18 @@ def _connection_was_lost(error: BaseException) -> bool:
     import torch.distributed as dist
 
     said = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        hint in said for hint in ("connection closed by peer", "connection reset", "broken pipe", "gloo")
+    hints = ("connection closed by peer", "connection reset", "broken pipe", "gloo")
+    return isinstance(error, dist.DistError) or (
+        not isinstance(error, HSSLError) and any(hint in said for hint in hints)  # a user's folder may be called so
     )
 
 
-def _lost(rank: int) -> HSSLError:
+def _lost(error: BaseException) -> HSSLError:
+    # where no process was lost, as when NCCL cannot be set up, these words alone say what is wrong
+    words = "" if isinstance(error, SystemExit) else f" Torch's own words: {str(error).strip()}"
     return HSSLError(
-        f"Rank {rank} of {os.environ['WORLD_SIZE']} has lost another process of this run, has waited for one in vain "
-        f"({LONGEST_WAIT} h), or was told to end; its output or log says why. To go on from the last checkpoint, start "
-        "the same `torchrun` command with --c. The number of processes may change, as long as it divides "
-        "`chunks_per_step`."
+        f"Rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has lost another process of this run, has waited for "
+        f"one in vain ({LONGEST_WAIT} h), or was told to end; its output or log says why. To go on from the last "
+        "checkpoint, start the same `torchrun` command with --c. The number of processes may change, as long as it "
+        f"divides `chunks_per_step`.{words}"
     )

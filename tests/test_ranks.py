@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,14 +41,20 @@ except HSSLError as error:
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """What `torchrun` tells a process, but its rank; set for a group of one."""
+    """What `torchrun` tells a process, but its rank; set for a group of one, which is left at the end."""
+    import torch.distributed as dist
+
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = str(one.getsockname()[1])
     variables = {ranks.VARIABLE: "run", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0"}
     for name, value in {**variables, "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
     yield variables
+    signal.signal(signal.SIGTERM, before)
+    if dist.is_initialized():  # after an error
+        dist.destroy_process_group()
 
 
 def test_ranks_wait_for_the_probes_of_rank_0_longer_than_torch_would(group: dict[str, str]) -> None:
@@ -82,6 +89,32 @@ def test_the_end_of_a_run_does_not_cut_off_the_message_of_a_rank(group: dict[str
     command = [sys.executable, "-c", TOLD_TO_END_MEANWHILE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and "Rank 0 of 1 has lost another process" in done.stdout
+
+
+def test_what_broke_the_connection_is_told_in_its_own_words(group: dict[str, str]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    with pytest.raises(HSSLError, match="has lost another process.* own words: NCCL error: Duplicate GPU detected"):
+        with ranks.joined(torch.device("cpu")):
+            raise dist.DistBackendError("NCCL error: Duplicate GPU detected")
+
+
+def test_a_mistake_is_none_of_the_connection_whatever_a_folder_is_called(group: dict[str, str]) -> None:
+    import torch
+
+    with pytest.raises(HSSLError, match="^Cannot write Dataset001_Igloo$"), ranks.joined(torch.device("cpu")):
+        raise HSSLError("Cannot write Dataset001_Igloo")
+
+
+def test_more_processes_than_gpus_are_refused(group: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(HSSLError, match="4 processes .* 2 are visible. Start 2 .*--nproc_per_node 2.*--gres=gpu:4"):
+        with ranks.joined(torch.device("cuda")):
+            pass
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds a process to processors")
