@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from hssl_nnunet.errors import HSSLError
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -22,3 +25,31 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
     total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return dict(zip(values, (total / world).tolist(), strict=True))
+
+
+def check_same_epoch(epoch: int, folder: Path, device: torch.device) -> None:
+    """Refuse processes that begin at different epochs: they would average gradients of different weights, unnoticed.
+
+    Every process must call it.
+
+    Args:
+        epoch: the one that this process begins at.
+        folder: where it looked for a checkpoint.
+        device: where ranks exchange it.
+
+    Raises:
+        HSSLError: the epochs differ.
+    """
+    if rank_and_world()[1] == 1:
+        return
+    mine = torch.tensor([epoch], device=device)
+    epochs = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(epochs, mine)
+    first = int(epochs[0])
+    others = [(other, int(found)) for other, found in enumerate(epochs) if int(found) != first]
+    if others:
+        raise HSSLError(
+            f"Rank 0 begins at epoch {first}, rank {others[0][0]} at epoch {others[0][1]}: they do not find the same "
+            f"checkpoints in {folder}. Let nnUNet_results name one folder that all machines share, as it is on the "
+            "machine of rank 0, and start the same command again."
+        )

@@ -27,7 +27,7 @@ from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.ranks import own_device, under_torchrun
 from hssl_nnunet.remedies import seed_command
 from hssl_nnunet.training import precision
-from hssl_nnunet.training.distributed import rank_and_world
+from hssl_nnunet.training.distributed import check_same_epoch, rank_and_world
 from hssl_nnunet.training.epoch_log import curves, log_values, mean_terms, report
 from hssl_nnunet.training.memory import keep_freed_memory
 from hssl_nnunet.training.monitor import Monitor, no_probe
@@ -208,6 +208,13 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         return {name: value.detach() for name, value in self.terms(batch).items()}
 
     # ---------------------------------------------------------------- nnU-Net's loop
+
+    def on_train_start(self) -> None:
+        """nnU-Net's start, where all ranks go on from the same checkpoint."""
+        if not self.was_initialized:
+            self.initialize()
+        check_same_epoch(self.current_epoch, Path(self.output_folder), self.device)
+        super().on_train_start()
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Pretraining has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,29 @@ def run(processes: int, *more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def trained(processes: int, *more: str) -> str:
+    """What a run printed that ended well; all of it where it did not: torchrun's own words come last, and are long."""
+    done = run(processes, *more)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    """A process whose output is read later."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not (folder / "checkpoint_latest.pth").is_file():
+        assert process.poll() is None, f"no checkpoint was written\n{process.communicate()[0]}"
+        assert time.monotonic() < deadline, "no checkpoint was written in time"
+        time.sleep(0.1)
+
+
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
     """Weights and loss curves; the folder is moved out of the way."""
     tensors, metadata = load_weights(folder / "hssl.safetensors")
@@ -85,9 +109,8 @@ def test_two_and_four_ranks_train_as_one_process(folder: Path, nnunet_folders: d
     results = []
     for processes, checkpointing in ((1, "none"), (2, "image"), (4, "chunk")):
         change_plan(nnunet_folders, checkpointing=checkpointing)  # the same gradient, through DDP too
-        done = run(processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("Epoch time") <= 2 * PLAN["num_epochs"]  # rank 0 alone speaks
+        said = trained(processes)
+        assert said.count("Epoch time") <= 2 * PLAN["num_epochs"]  # rank 0 alone speaks
         results.append(outcome(folder))
     for other in results[1:]:
         assert_same(results[0], other)
@@ -99,31 +122,23 @@ def test_a_lost_rank_leaves_a_checkpoint_from_which_another_number_goes_on(
     folder: Path, nnunet_folders: dict[str, Path]
 ) -> None:
     change_plan(nnunet_folders, num_epochs=8, save_every=1, probe_every=8)
-    assert run(1).returncode == 0
+    trained(1)
     whole = outcome(folder)
     said = lose_rank_1_of_2(folder)
-    assert "Rank 0 of 2 has lost another process" in said and "--c" in said, said[-3000:]
-    assert "Signal 9 (SIGKILL)" in said  # torchrun's own word on which rank it was
+    assert "Rank 0 of 2 has lost another process" in said and "--c" in said, said
+    assert "Signal 9 (SIGKILL)" in said, said  # torchrun's own word on which rank it was
     assert not (folder / "hssl.safetensors").exists()
     refused = run(4)
-    assert refused.returncode != 0 and "Add --c to continue it" in refused.stderr
-    resumed = run(4, "--c")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert resumed.stdout.count("Epoch time") < 2 * 8  # it did not begin again
+    assert refused.returncode != 0 and "Add --c to continue it" in refused.stderr, refused.stderr
+    assert trained(4, "--c").count("Epoch time") < 2 * 8  # it did not begin again
     assert_same(whole, outcome(folder))
 
 
 def lose_rank_1_of_2(folder: Path) -> str:
     """Start two ranks, kill one when a checkpoint is there; what was printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(2), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    process = start(command(2))
     try:
-        deadline = time.monotonic() + 200
-        while not (folder / "checkpoint_latest.pth").is_file():
-            assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
-            time.sleep(0.1)
+        wait_for_a_checkpoint(folder, process)
         os.kill(process_of_rank(1, process.pid), signal.SIGKILL)
         said, _ = process.communicate(timeout=120)
     finally:
@@ -158,7 +173,7 @@ def hosts() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_two_hosts_train_as_one_process(folder: Path, hosts: tuple[str, str]) -> None:
-    assert run(1).returncode == 0
+    trained(1)
     alone = outcome(folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "ve0", "TP_SOCKET_IFNAME": "ve0"}
     address = ("--nnodes=2", "--master_addr=10.77.0.1", "--master_port=29477")
@@ -195,6 +210,71 @@ def test_gpus_of_one_machine_are_processes_of_torchrun(
     with pytest.raises(HSSLError, match="hssl pretrain Dataset900_Tiny .* on 2 processes ended with exit code"):
         launch.pretrain("900", device="cpu", num_gpus=2)
     assert f"{folder} is finished" in capfd.readouterr().err  # each process has said why
+
+
+TWO_GPUS = """
+from hssl_nnunet import launch, ranks
+ranks.SECONDS_AFTER_CTRL_C = 0.5
+launch.check_gpus = lambda *args: None
+launch.pretrain("900", device="cpu", num_gpus=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_the_command_ends_its_processes(
+    number: signal.Signals, folder: Path, nnunet_folders: dict[str, Path]
+) -> None:
+    change_plan(nnunet_folders, num_epochs=1000, save_every=1, probe_every=1000)
+    process = start([sys.executable, "-c", TWO_GPUS])
+    try:
+        wait_for_a_checkpoint(folder, process)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=90)  # until all that hold its output have ended
+    finally:
+        for rank in processes_in(folder):
+            os.kill(rank, signal.SIGKILL)
+    assert process.returncode != 0 and "start the same `torchrun` command with --c" in said, said
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Processes, but this one, whose results lie in the folder of those of `folder`."""
+    own = f"nnUNet_results={folder.parents[2]}".encode()
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if path.parent.name != str(os.getpid()) and own in _environment(path)
+    ]
+
+
+def _environment(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().split(b"\0")
+    except OSError:  # it has ended, or is another user's
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_ranks_that_do_not_find_the_same_checkpoint_are_refused(
+    nnunet_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on machines of which each has results of its own."""
+    tiny_corpus.write_corpus(nnunet_folders["nnUNet_preprocessed"], **PLAN)
+    results = nnunet_folders["nnUNet_results"]
+    monkeypatch.setenv("nnUNet_results", str(results / "0"))
+    trained(1)
+    change_plan(nnunet_folders, num_epochs=4)
+    monkeypatch.setenv("nnUNet_results", str(results))
+    script = f'nnUNet_results="$nnUNet_results/$RANK" exec {shlex.join(command(1, "--c"))}'
+    torchrun = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", "--no-python"]
+    process = start([*torchrun, "sh", "-c", script])
+    try:
+        said, _ = process.communicate(timeout=100)
+    finally:
+        process.terminate()
+    assert process.returncode != 0 and "Rank 0 begins at epoch 2, rank 1 at epoch 0" in said, said
 
 
 def test_torchrun_starts_pretraining_alone(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
