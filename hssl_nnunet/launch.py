@@ -16,8 +16,10 @@ from hssl_nnunet.locks import claimed
 from hssl_nnunet.nnunet_training import mistakes_of_processes_told, trainers_found_at_once
 from hssl_nnunet.paths import (
     FINAL_CHECKPOINT,
+    WEIGHTS_FILE,
     add_trainers_to_environment,
     dataset_name,
+    model_folder,
     preprocessed_dir,
     results_dir,
 )
@@ -69,8 +71,8 @@ class Training:
     @property
     def folder(self) -> Path:
         """Where its results lie."""
-        run = f"{self.trainer}__{self.plans_name}__{self.configuration}"
-        return results_dir() / self.dataset / run / f"fold_{self.fold}"
+        model = model_folder(results_dir(), self.dataset, self.trainer, self.plans_name, self.configuration)
+        return model / f"fold_{self.fold}"
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def _checked(training: Training) -> int:
 def _is_finished(training: Training, num_epochs: int) -> bool:
     """Whether nothing is left to train; one of other images or weights is not what the user asks for."""
     # what a training writes last: its weights, or nnU-Net's scores of the validation cases
-    last_file = "hssl.safetensors" if training.pretrains else "validation/summary.json"
+    last_file = WEIGHTS_FILE if training.pretrains else "validation/summary.json"
     checkpoint = final_checkpoint(training.folder, last_file)
     if checkpoint is None or checkpoint["current_epoch"] < num_epochs:
         return False

@@ -12,6 +12,7 @@ from hssl_nnunet.errors import HSSLError
 ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 ENV_TRAINERS = "nnUNet_extTrainer"
 FINAL_CHECKPOINT = "checkpoint_final.pth"  # what nnU-Net writes once a training has ended
+WEIGHTS_FILE = "hssl.safetensors"  # what a pretraining writes after it
 DATASET_WORDS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # what follows DatasetXXX_ in a name of ours
 
 
@@ -50,6 +51,11 @@ def preprocessed_dir() -> Path:
 def results_dir() -> Path:
     """nnU-Net's folder of trained models."""
     return nnunet_dir(ENV_RESULTS)
+
+
+def model_folder(root: Path, dataset: str, trainer: str, plans_name: str, configuration: str) -> Path:
+    """nnU-Net's folder of a trained model below a folder of results: that of its folds, `fold_0` or `fold_all`."""
+    return root / dataset / f"{trainer}__{plans_name}__{configuration}"
 
 
 def dataset_name(dataset_name_or_id: str | int, remedy: str = "Run `hssl convert_msd -i TaskXX_Name` first.") -> str:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from hssl_nnunet.paths import WEIGHTS_FILE
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, known_presets, load_preset
 
 DEFAULT_CONFIGURATION, DEFAULT_PRESET = "3d_fullres", "default"
@@ -82,7 +83,7 @@ def seed_command(
     """
     own = plans_name.removesuffix(SEEDED_SUFFIX)
     named = () if own == DEFAULT_PLANS else ("-p", own)
-    file = "hssl.safetensors" if weights is None else weights
+    file = WEIGHTS_FILE if weights is None else weights
     return _joined("hssl", "seed", "-d", dataset, "-w", file, *named, *_unless_default(configuration))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.launch import PRETRAIN_TRAINER
 from hssl_nnunet.nnunet_plans import read_plans
-from hssl_nnunet.paths import dataset_name, preprocessed_dir, results_dir
+from hssl_nnunet.paths import WEIGHTS_FILE, dataset_name, model_folder, preprocessed_dir, results_dir
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, target_block
 from hssl_nnunet.preflight import check_fold, check_weights_file, data_folder, read_corpus_plans, read_target_plans
 from hssl_nnunet.ranks import check_shares
@@ -107,8 +107,8 @@ def chain(
     block = check_pretraining(corpus, None, configuration, pretraining_on.nodes * pretraining_on.processes)
     for target in names:
         _check_target(target, plans_name, configuration, folds, block.domains[0])
-    run = f"{PRETRAIN_TRAINER}__{corpus_plans_name(name)}__{configuration}"
-    weights = str(results_dir() / name / run / "fold_all" / "hssl.safetensors")
+    model = model_folder(results_dir(), name, PRETRAIN_TRAINER, corpus_plans_name(name), configuration)
+    weights = str(model / "fold_all" / WEIGHTS_FILE)
     first = pretraining(corpus, [corpus, "-c", configuration], pretraining_on)
     seeds = tuple(("hssl", "seed", "-d", n, "-w", weights, "-p", plans_name, "-c", configuration) for n in names)
     seeding = Script(name=f"seed_{corpus}", commands=seeds, allocation=seeding_on, after=(first.name,))

@@ -29,7 +29,7 @@ from hssl_nnunet.launch import (
     pretrain,
     set_environment,
 )
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, WEIGHTS_FILE, model_folder
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, load_preset
 from hssl_nnunet.typed_json import parse
 
@@ -116,13 +116,14 @@ class Demo:
     @property
     def pretraining_folder(self) -> Path:
         """Results of the pretraining."""
-        run = f"{PRETRAIN_TRAINER}__{self.plans_name}__{CONFIGURATION}"
-        return self.out / ENV_RESULTS / f"Dataset{CORPUS_ID}_{CORPUS_NAME}" / run / "fold_all"
+        corpus = f"Dataset{CORPUS_ID}_{CORPUS_NAME}"
+        model = model_folder(self.out / ENV_RESULTS, corpus, PRETRAIN_TRAINER, self.plans_name, CONFIGURATION)
+        return model / "fold_all"
 
     @property
     def weights(self) -> Path:
         """The pretrained weights."""
-        return self.pretraining_folder / "hssl.safetensors"
+        return self.pretraining_folder / WEIGHTS_FILE
 
     def msd(self, number: int, name: str) -> Path:
         """A domain as an MSD folder."""
@@ -130,8 +131,8 @@ class Demo:
 
     def training_folder(self, arm: str) -> Path:
         """Results of a fine-tuning."""
-        run = f"{ARMS[arm]}__{self.plans_name}{SEEDED_SUFFIX}__{CONFIGURATION}"
-        return self.out / ENV_RESULTS / TARGET.dataset_name / run / f"fold_{FOLD}"
+        results, plans_name = self.out / ENV_RESULTS, self.plans_name + SEEDED_SUFFIX
+        return model_folder(results, TARGET.dataset_name, ARMS[arm], plans_name, CONFIGURATION) / f"fold_{FOLD}"
 
     def export_folder(self, arm: str) -> Path:
         """A fine-tuned model for stock nnU-Net."""
@@ -303,7 +304,7 @@ def _model(demo: Demo, arm: str) -> Path:
     from hssl_nnunet.transfer.export import STOCK_TRAINER, exported_plans_name
 
     plans_name = exported_plans_name(demo.plans_name + SEEDED_SUFFIX, ARMS[arm])
-    return demo.export_folder(arm) / TARGET.dataset_name / f"{STOCK_TRAINER}__{plans_name}__{CONFIGURATION}"
+    return model_folder(demo.export_folder(arm), TARGET.dataset_name, STOCK_TRAINER, plans_name, CONFIGURATION)
 
 
 def _predict(images: Path, output: Path, model: Path, device: torch.device) -> None:

@@ -23,6 +23,7 @@ from hssl_nnunet.files import written_whole
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
+from hssl_nnunet.paths import WEIGHTS_FILE
 from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.ranks import own_device, under_torchrun
 from hssl_nnunet.remedies import seed_command
@@ -40,8 +41,6 @@ from hssl_nnunet.training.steps import ChunkPreparer
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.continuing import load_start
 from hssl_nnunet.transfer.weights_file import save_weights
-
-WEIGHTS_NAME = "hssl.safetensors"
 
 
 class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -276,11 +275,11 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         for loader in (self.dataloader_train, self.dataloader_val):
             loader.close()
         if self.local_rank == 0:
-            self.save_weights(Path(self.output_folder) / WEIGHTS_NAME)
+            self.save_weights(Path(self.output_folder) / WEIGHTS_FILE)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Nothing is segmented in pretraining; nnU-Net calls this after training."""
-        weights, plans = Path(self.output_folder) / WEIGHTS_NAME, self.plans_manager.plans_name
+        weights, plans = Path(self.output_folder) / WEIGHTS_FILE, self.plans_manager.plans_name
         self.print_to_log_file(f"Next: {seed_command('TARGET', weights, plans, self.configuration_name)}")
 
     # ---------------------------------------------------------------- files

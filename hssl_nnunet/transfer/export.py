@@ -15,7 +15,7 @@ import torch
 from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json, written_whole
-from hssl_nnunet.paths import FINAL_CHECKPOINT, dataset_name, results_dir
+from hssl_nnunet.paths import FINAL_CHECKPOINT, WEIGHTS_FILE, dataset_name, model_folder, results_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
 from hssl_nnunet.remedies import finetune_command, seed_command
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
@@ -64,7 +64,7 @@ def export_model(
     source = _model_folder(name, trainer, plans_name, configuration)
     plans = _finetuned_plans(source)
     plans["plans_name"] = exported_plans_name(plans_name, trainer)
-    relative = Path(name) / f"{STOCK_TRAINER}__{plans['plans_name']}__{configuration}"
+    relative = model_folder(Path(), name, STOCK_TRAINER, plans["plans_name"], configuration)
     as_zip = output.suffix.lower() == ".zip"
     result = output if as_zip else output / relative
     if result.exists():
@@ -144,11 +144,11 @@ def prediction_commands(exported: str | Path, checkpoint: str = FINAL_CHECKPOINT
 
 
 def _model_folder(dataset: str, trainer: str, plans_name: str, configuration: str) -> Path:
-    base = results_dir() / dataset
-    folder = base / f"{trainer}__{plans_name}__{configuration}"
+    folder = model_folder(results_dir(), dataset, trainer, plans_name, configuration)
     if not folder.is_dir():
+        there = _listed(folder.parent.glob("*__*__*"))
         raise HSSLError(
-            f"No model {folder}. There: {_listed(base.glob('*__*__*'))}. Choose one with `-tr`, `-p` and `-c`, or run "
+            f"No model {folder}. There: {there}. Choose one with `-tr`, `-p` and `-c`, or run "
             f"`{finetune_command(dataset, configuration, plans_name, scratch=trainer.endswith('Scratch'))}`."
         )
     return folder
@@ -158,8 +158,8 @@ def _finetuned_plans(source: Path) -> dict[str, Any]:
     plans: dict[str, Any] = read_json(source / "plans.json", "Train the model again.")
     if plans.get("hssl", {}).get("role") == "corpus":
         raise HSSLError(
-            f"{source} is a pretraining run, which segments nothing. Seed a target with its `hssl.safetensors` "
-            f"(`{seed_command('TARGET', source / 'fold_all' / 'hssl.safetensors')}`), run `hssl finetune`, and export "
+            f"{source} is a pretraining run, which segments nothing. Seed a target with its `{WEIGHTS_FILE}` "
+            f"(`{seed_command('TARGET', source / 'fold_all' / WEIGHTS_FILE)}`), run `hssl finetune`, and export "
             "that."
         )
     return plans

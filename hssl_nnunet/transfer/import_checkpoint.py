@@ -16,10 +16,10 @@ from hssl_nnunet.corpus.modality import modality_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.projection import is_segmentation, role_of
 from hssl_nnunet.networks.topology import Topology
+from hssl_nnunet.paths import WEIGHTS_FILE
 from hssl_nnunet.plan_schema import DomainPlan
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.weights_file import (
-    WEIGHTS_FILE,
     WeightsMetadata,
     file_sha256,
     is_safetensors,

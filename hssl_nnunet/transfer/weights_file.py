@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.paths import WEIGHTS_FILE
 from hssl_nnunet.plan_schema import DomainPlan
 from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.typed_json import STRICT, parse, to_json
@@ -29,7 +30,6 @@ FORMAT_VERSION = 1
 HEADER_KEY = "hssl"
 SHARED, HEADS = "shared.", "heads."
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # a zip archive, as torch.save writes it, and a bare pickle
-WEIGHTS_FILE = "hssl.safetensors"  # as `hssl pretrain` names it
 REMEDY = "Give the `hssl.safetensors` that `hssl pretrain` wrote, or what `hssl import` made of another checkpoint."
 UPDATE = "Update it: run `git pull && pip install -e .` in its checkout."
 
