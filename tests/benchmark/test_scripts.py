@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/ beside a benchmark: they score as it does, end well, and measure its intervals."""
+"""The scripts in benchmarks/: they score as a benchmark does, end well, measure its intervals, and name files alike."""
 
 from __future__ import annotations
 
@@ -74,3 +74,27 @@ def test_the_bootstrap_resamples_both_levels_like_a_slow_loop(script: Callable[[
     slow = [d[rng.integers(0, 4, 4)][:, rng.integers(0, 6, 6)].mean() for _ in range(10_000)]
     assert bootstrap_interval(d) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.15)
     assert bootstrap_interval(d) == bootstrap_interval(d, seed=0) != bootstrap_interval(d, seed=1)
+
+
+def test_a_file_is_called_as_it_is_named_or_as_its_corpus_or_by_its_stem(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_run = Path("results/Dataset900_Limbs/nnUNetTrainerHSSLPretrain__nnUNetPlans__3d_fullres/fold_all/w.safetensors")
+    found = script("common").named_files(["hssl.safetensors", f"ours={of_run}", str(of_run)])
+    assert found == {"hssl": Path("hssl.safetensors"), "ours": of_run, "Dataset900_Limbs": of_run}
+
+
+def test_a_sign_of_equality_in_a_path_is_part_of_it(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lr=0.1").mkdir()
+    Path("lr=0.1/w.safetensors").touch()
+    assert script("common").named_files(["lr=0.1/w.safetensors"]) == {"w": Path("lr=0.1/w.safetensors")}
+    assert script("common").named_files(["low=lr=0.1/w.safetensors"]) == {"low": Path("lr=0.1/w.safetensors")}
+
+
+def test_two_of_one_name_are_refused(script: Callable[[str], ModuleType]) -> None:
+    with pytest.raises(SystemExit, match="a/w.pth and b/w.pth are both called w. Name one as `NAME=PATH`"):
+        script("common").named_files(["a/w.pth", "b/w.pth"])
