@@ -8,13 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
-
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
 from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER
 from hssl_nnunet.paths import DATASET_WORDS, plans_dir, trainers_dir
-from hssl_nnunet.typed_json import parse
+from hssl_nnunet.typed_json import STRICT, parse
 
 ARMS_FILE = "benchmark_arms.json"
 NAME = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -45,7 +43,7 @@ class Arm:
     pretraining: dict[str, Any] = field(default_factory=dict)
     finetuning: dict[str, Any] = field(default_factory=dict)
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
 
     @property
     def seeded(self) -> bool:

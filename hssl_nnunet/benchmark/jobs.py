@@ -12,20 +12,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict
 from tqdm import tqdm
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.locks import claimed, in_use
-from hssl_nnunet.typed_json import parse, to_json
+from hssl_nnunet.typed_json import STRICT, parse, to_json
 
 State = Literal["pending", "running", "done", "failed"]
 STATE_FILE, LOG_FILE = "state.json", "log.txt"
@@ -53,7 +52,7 @@ class JobState:
     attempts: int = 0
     error: str = ""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
 
 
 class JobTable:
@@ -174,17 +173,14 @@ class Runner:
 
     def _one(self, job: Job) -> Outcome:
         """Run a job in a process of its own; how that ended."""
-        code = self._call(job)
-        state = self.table.state(job.name)
+        code, held = self._call(job), in_use(self.table.folder(job.name))
+        state = self.table.state(job.name)  # after the lock: another runner may just have ended it
         if state.state == "done":
             return "done"
         if code in INTERRUPTED:
             return "stopped"
-        if in_use(self.table.folder(job.name)):
+        if held:
             return "held"
-        state = self.table.state(job.name)  # after the lock: another runner may just have ended it
-        if state.state == "done":
-            return "done"
         if state.state != "failed":  # the process died without a word: killed, or out of memory
             self.table.write(job.name, replace(state, state="failed", error=f"exit code {code}"))
         return "failed"
@@ -214,9 +210,11 @@ class _Queue:
         """Take out up to `most` jobs that can start now, and those that other runners have ended."""
         taken: list[Job] = []
         self.look_again = False
-        for job in self._ready():
+        for job in list(self.waiting):
             if len(taken) == most:
                 break
+            if not all(self.table.state(name).state == "done" for name in job.needs):
+                continue
             held = in_use(self.table.folder(job.name))
             state = self.table.state(job.name)  # after the lock: whoever left it wrote the state before
             failed_since = state.state == "failed" and state != self.before[job.name]
@@ -240,11 +238,6 @@ class _Queue:
     def _tell(self, job: Job, outcome: str) -> None:
         if outcome in ("failed", "stopped"):
             tqdm.write(f"{outcome}: {job.name}; see {self.table.log(job.name)}", file=sys.stderr)
-
-    def _ready(self) -> Iterator[Job]:
-        for job in list(self.waiting):
-            if all(self.table.state(name).state == "done" for name in job.needs):
-                yield job
 
 
 def _from_ctrl_c(error: BaseException | None) -> bool:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import ConfigDict
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.typed_json import parse, to_json
+from hssl_nnunet.typed_json import STRICT, parse, to_json
 
 SPLITS_FILE = "splits.json"
 BUDGET = re.compile(r"(?P<cases>[1-9]\d*)|(?P<percent>\d+(\.\d+)?)%")
@@ -57,7 +56,7 @@ class DatasetSplit:
     covering: dict[int, int] = field(default_factory=dict)
     untouched: tuple[str, ...] = ()
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
 
     @property
     def kept_out(self) -> tuple[str, ...]:
