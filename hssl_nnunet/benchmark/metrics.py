@@ -18,6 +18,7 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from hssl_nnunet.benchmark.records import CaseScore
 from hssl_nnunet.errors import HSSLError
@@ -107,5 +108,5 @@ def surface_scores(
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     """Smallest box around a mask, and one voxel more, so that surfaces at its border are closed."""
-    found = [np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)]
-    return tuple(slice(max(0, int(f[0]) - 1), int(f[-1]) + 2) for f in found)
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(slice(max(0, axis.start - 1), axis.stop + 1) for axis in box)
