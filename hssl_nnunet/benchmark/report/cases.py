@@ -63,25 +63,21 @@ class Slice:
 def choose(first: Mapping[str, float], second: Mapping[str, float]) -> list[Choice]:
     """Worst, median and best case by `first` minus `second`; of equals the one whose name sorts first.
 
-    The median of an even number is the lower one of the middle. Cases that one of the two lacks, or whose Dice is nan
-    in one, do not count; of fewer than three cases each is named once.
+    The median of an even number is the lower one of the middle; of fewer than three cases each is named once.
 
     Args:
-        first: case -> Dice of the method.
-        second: case -> Dice of the baseline.
+        first: case -> Dice of the method; at least one case.
+        second: case -> Dice of the baseline, of the same cases.
     """
-    differences = {case: first[case] - second[case] for case in first.keys() & second.keys()}
-    ordered = sorted((d, case) for case, d in differences.items() if not np.isnan(d))
-    if not ordered:
-        return []
+    ordered = sorted((first[case] - second[case], case) for case in first)
     best = min(case for d, case in ordered if d == ordered[-1][0])
     ranks = {"worst": ordered[0][1], "median": ordered[(len(ordered) - 1) // 2][1], "best": best}
     chosen: dict[str, str] = {}
     for rank in ("worst", "best", "median"):
         chosen.setdefault(ranks[rank], rank)
-    order = [case for case in ranks.values() if case in chosen]
     return [
-        Choice(rank=chosen[case], case=case, first=first[case], second=second[case]) for case in dict.fromkeys(order)
+        Choice(rank=chosen[case], case=case, first=first[case], second=second[case])
+        for case in dict.fromkeys(ranks.values())
     ]
 
 
