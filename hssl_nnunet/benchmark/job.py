@@ -10,19 +10,13 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hssl_nnunet.benchmark.arms import Arm
+from hssl_nnunet.benchmark.jobs import JobTable
 from hssl_nnunet.benchmark.plan import BenchmarkPlan
-from hssl_nnunet.benchmark.records import (
-    CaseScore,
-    EpochScore,
-    RunRecord,
-    check_same_weights,
-    record_path,
-    write_record,
-)
+from hssl_nnunet.benchmark.records import CaseScore, EpochScore, Run, RunRecord, check_same_weights, write_record
 from hssl_nnunet.benchmark.splits import DatasetSplit, read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
@@ -30,46 +24,19 @@ from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment
 from hssl_nnunet.plan_schema import finetuning_plan, preset_of_plans
 from hssl_nnunet.plan_values import FinetuningPlan
+from hssl_nnunet.transfer.weights_file import file_sha256
 from hssl_nnunet.typed_json import merged
 from hssl_nnunet.versions import machine
 
-PRETRAIN, FINETUNE = "pretrain", "finetune"
+PRETRAIN = "pretrain"
 PRETRAINING_FILE = "pretraining.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """A fine-tuning run of a benchmark."""
-
-    dataset_name: str
-    budget: str
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of its job."""
-        return f"{FINETUNE}/{self.dataset_name}/{self.budget}/{self.arm}/seed_{self.seed}"
-
-    def record(self, folder: Path) -> Path:
-        """Where its record lies in a benchmark's folder."""
-        return record_path(folder, self.dataset_name, self.budget, self.arm, self.seed)
-
-    @classmethod
-    def from_name(cls, name: str) -> Run:
-        """The run of a job."""
-        _, dataset_name, budget, arm, seed = name.split("/")
-        return cls(dataset_name=dataset_name, budget=budget, arm=arm, seed=int(seed.removeprefix("seed_")))
 
 
 def pretraining_job(plan: BenchmarkPlan, arm_name: str, dataset_name: str) -> str | None:
     """Name of the job that makes the weights of an arm for a target; None for an arm without a pretraining of ours."""
-    arm = plan.arms[arm_name]
-    if arm.weights_of is not None:
-        return pretraining_job(plan, arm.weights_of, dataset_name)
-    if arm.pretrained_on == "none" or arm.weights_file is not None:
-        return None
-    return f"{PRETRAIN}/{arm_name}" + (f"/{dataset_name}" if arm.pretrained_on == "target" else "")
+    source = plan.source(arm_name)
+    jobs = {"none": None, "all": f"{PRETRAIN}/{source}", "target": f"{PRETRAIN}/{source}/{dataset_name}"}
+    return jobs[plan.arms[source].pretrained_on]
 
 
 def work_on(folder: Path, name: str) -> None:
@@ -79,13 +46,12 @@ def work_on(folder: Path, name: str) -> None:
     if name.startswith(f"{PRETRAIN}/"):
         _pretrain(workspace, plan, splits, name)
     else:
-        finetune_run(workspace, plan, splits[Run.from_name(name).dataset_name], Run.from_name(name))
+        run = Run.of_job(name)
+        finetune_run(workspace, plan, splits[run.dataset_name], run)
 
 
 def _pretrain(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], name: str) -> None:
-    from hssl_nnunet.benchmark.jobs import JobTable
     from hssl_nnunet.benchmark.pretraining import pretrain_arm
-    from hssl_nnunet.transfer.weights_file import file_sha256
 
     _, arm, *target = name.split("/")
     weights = pretrain_arm(workspace, plan, splits, arm, target[0] if target else None)
@@ -103,8 +69,8 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
     Raises:
         HSSLError: its pretraining has not ended.
     """
-    weights, job = weights_there(workspace, plan, arm_name, dataset_name), pretraining_job(plan, arm_name, dataset_name)
-    if weights is None and job is not None:
+    weights = weights_there(workspace, plan, arm_name, dataset_name)
+    if weights is None and (job := pretraining_job(plan, arm_name, dataset_name)):
         raise HSSLError(
             f"Arm {arm_name} needs the weights of job {job}, which has not ended, or they are gone. Run the same "
             "`hssl benchmark run` again: it pretrains anew."
@@ -114,18 +80,14 @@ def weights_of(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset
 
 def weights_there(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, dataset_name: str) -> Path | None:
     """The weights file that an arm starts from, its own or another's; None without one, or while it is not there."""
-    arm, job = plan.arms[arm_name], pretraining_job(plan, arm_name, dataset_name)
-    if arm.weights_of is not None:
-        return weights_there(workspace, plan, arm.weights_of, dataset_name)
-    if arm.weights_file is not None:
-        return Path(arm.weights_file)
-    return None if job is None else pretrained(workspace, job)
+    if file := plan.arms[plan.source(arm_name)].weights_file:
+        return Path(file)
+    job = pretraining_job(plan, arm_name, dataset_name)
+    return pretrained(workspace, job) if job else None
 
 
 def pretrained(workspace: Workspace, job: str) -> Path | None:
     """The weights file of a pretraining that has ended; None where it has not, or the file is gone."""
-    from hssl_nnunet.benchmark.jobs import JobTable
-
     told = JobTable(workspace.folder).folder(job) / PRETRAINING_FILE
     weights = workspace.folder / str(read_json(told)["weights"]) if told.is_file() else None
     return weights if weights is not None and weights.is_file() else None
@@ -139,25 +101,34 @@ def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit,
             or are others than those of the arm's earlier runs.
     """
     from hssl_nnunet.benchmark.leakage import checked
-    from hssl_nnunet.launch import train
+    from hssl_nnunet.launch import Training, train
 
     fold = workspace.fold_of(plan, run.dataset_name, split, run.seed, run.budget)
     arm = plan.arms[run.arm]
     weights = weights_of(workspace, plan, run.arm, run.dataset_name)
     leakage = None
-    if weights is not None:
+    if weights:
         check_same_weights(workspace.folder, {(run.arm, run.dataset_name): weights})
         leakage = checked(plan, weights, run.dataset_name, split)
     finetuning = arm_finetuning(workspace, plan, arm, run)
-    # one plans file for each run: it holds the run's seed
-    name = f"{plan.plans_name}_{run.arm}_s{run.seed}"
-    workspace.write_arm_plans(run.dataset_name, plan.plans_name, name, finetuning, weights)
-    output = workspace.results / run.dataset_name / f"{arm.trainer}__{name}__{plan.configuration}" / f"fold_{fold}"
+    name = plan.run_plans(run.arm, run.seed)
+    sha256 = workspace.write_arm_plans(run.dataset_name, plan.plans_name, name, finetuning, weights)
+    output = workspace.training(plan, run.dataset_name, run.arm, run.seed) / f"fold_{fold}"
     begun = any(output.glob("checkpoint_*.pth"))
-    train(run.dataset_name, plan.configuration, str(fold), arm.trainer, name, plan.device, begun, 1)
-    record = replace(_record(workspace, plan, split, run, output), weights_sha256=_sha256(workspace, run, name))
+    train(
+        Training(
+            dataset=run.dataset_name,
+            configuration=plan.configuration,
+            fold=str(fold),
+            trainer=arm.trainer,
+            plans_name=name,
+        ),
+        device_name=plan.device,
+        continue_training=begun,
+    )
+    record = _record(workspace, plan, split, run, output)
     _keep_predictions(workspace, run, output / "validation")
-    write_record(workspace.folder, replace(record, leakage=leakage))
+    write_record(workspace.folder, replace(record, weights_sha256=sha256, leakage=leakage))
 
 
 def _record(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run, output: Path) -> RunRecord:
@@ -213,11 +184,6 @@ def _training_seconds(output: Path) -> float:
     return round(float(sum(end - start for start, end in pairs)), 1)
 
 
-def _sha256(workspace: Workspace, run: Run, plans_name: str) -> str | None:
-    block = read_json(workspace.preprocessed / run.dataset_name / f"{plans_name}.json")["hssl"]
-    return block["weights_sha256"]  # type: ignore[no-any-return]
-
-
 def _scores(
     workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run, predictions: Path
 ) -> list[CaseScore]:
@@ -238,7 +204,7 @@ def _scores(
 
 def _keep_predictions(workspace: Workspace, run: Run, predictions: Path) -> None:
     """Copy the predicted masks beside the record; the training's folder can be removed then."""
-    target = run.record(workspace.folder).parent / "predictions"
+    target = run.predictions(workspace.folder)
     target.mkdir(parents=True, exist_ok=True)
     for path in predictions.iterdir():
         if path.suffix != ".json":
@@ -247,8 +213,6 @@ def _keep_predictions(workspace: Workspace, run: Run, predictions: Path) -> None
 
 def main() -> None:
     """Run one job under its lock; its state tells the runner how it ended."""
-    from hssl_nnunet.benchmark.jobs import JobTable
-
     folder, name = Path(sys.argv[1]), sys.argv[2]
     os.environ.update(Workspace(folder).environment)
     set_environment()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 
-from hssl_nnunet.benchmark.intervals import crossed_interval
 from hssl_nnunet.benchmark.pairing import DiceTable, Runs, dice_table, groups, shared_seeds
 from hssl_nnunet.benchmark.records import RunRecord
-from hssl_nnunet.benchmark.statistics import BASELINES, persons
+from hssl_nnunet.benchmark.statistics import BASELINES, mean_difference
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +83,7 @@ def _cases(by_arm: Mapping[str, Runs]) -> float:
 
 def _gap(arm: str, budget: str, baseline: str, most: str, found: Sequence[tuple[str, DiceTable]]) -> LabelGap:
     names, tables = zip(*found, strict=True)
-    low, high = crossed_interval(persons(tables))
+    difference, low, high = mean_difference(tables)
     return LabelGap(
         arm=arm,
         budget=budget,
@@ -92,7 +91,7 @@ def _gap(arm: str, budget: str, baseline: str, most: str, found: Sequence[tuple[
         most=most,
         datasets=names,
         seeds=tuple(table.seeds for table in tables),
-        difference=fmean(float((table.points[0] - table.points[1]).mean()) for table in tables),
+        difference=difference,
         low=low,
         high=high,
     )

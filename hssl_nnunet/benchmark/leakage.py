@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hssl_nnunet.benchmark.data import measured
-from hssl_nnunet.benchmark.plan import BenchmarkPlan, patterns_of
+from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan, patterns_of
 from hssl_nnunet.benchmark.records import LeakageCheck
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import read_json
 from hssl_nnunet.transfer.leakage import seen_cases
 from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata, read_metadata
+from hssl_nnunet.typed_json import parse
 
 
 def audit(
@@ -39,8 +41,37 @@ def audit(
     read = {path: read_metadata(path) for path in weights.values()}
     found: dict[str, list[str]] = {}
     for (arm, name), path in weights.items():
-        found.setdefault(arm, []).extend(overlap(read[path], {name: splits[name]}, contents, patterns))
+        found.setdefault(arm, []).extend(overlap(read[path], name, splits[name], contents[name], patterns))
     return found
+
+
+def read_findings(folder: Path) -> dict[str, list[str]]:
+    """What the audits of a benchmark's runs have found, as `audit` tells it; empty before the first."""
+    path = folder / LEAKAGE_FILE
+    return parse(dict[str, list[str]], read_json(path), path) if path.is_file() else {}
+
+
+def with_earlier(
+    audited: Mapping[str, list[str]], earlier: Mapping[str, list[str]], pairs: Collection[tuple[str, str]]
+) -> dict[str, list[str]]:
+    """An audit of arms on targets (`pairs`), with what earlier ones found of others.
+
+    An arm whose weights are gone is free again: it will be pretrained anew, or its file is missed.
+    """
+    found = {arm: list(cases) for arm, cases in audited.items()}
+    for arm, cases in earlier.items():
+        others = [case for case in cases if (arm, case.partition(":")[0]) not in pairs]
+        found[arm] = others + found.get(arm, [])
+    return found
+
+
+def refused_arms(plan: BenchmarkPlan, findings: Mapping[str, list[str]]) -> dict[tuple[str, str], list[str]]:
+    """Arms, each with a target whose test cases its weights, or those of the arm it builds on, have seen, and which."""
+    refused: dict[tuple[str, str], list[str]] = {}
+    for arm in plan.arms:
+        for seen in findings.get(plan.source(arm), ()):
+            refused.setdefault((arm, seen.partition(":")[0]), []).append(seen)
+    return refused
 
 
 def checked(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: DatasetSplit) -> LeakageCheck:
@@ -53,7 +84,7 @@ def checked(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: Datase
         HSSLError: they have.
     """
     metadata, data = read_metadata(weights), measured(plan, [dataset_name])[dataset_name]
-    if seen := overlap(metadata, {dataset_name: split}, {dataset_name: data.contents}, patterns_of(plan)):
+    if seen := overlap(metadata, dataset_name, split, data.contents, patterns_of(plan)):
         raise HSSLError(
             f"{weights} was pretrained on test cases or patients of {dataset_name}: {', '.join(seen)}. Leave copies "
             "out of the domains, or start a benchmark in another folder with `-o`."
@@ -64,25 +95,24 @@ def checked(plan: BenchmarkPlan, weights: Path, dataset_name: str, split: Datase
 
 def overlap(
     metadata: WeightsMetadata,
-    splits: Mapping[str, DatasetSplit],
-    contents: Mapping[str, Mapping[str, list[str]]],
+    dataset_name: str,
+    split: DatasetSplit,
+    contents: Mapping[str, list[str]],
     patterns: Mapping[str, re.Pattern[str]],
 ) -> list[str]:
-    """Test cases that a pretraining has seen.
+    """Test cases of a target that a pretraining has seen, as `Dataset:case`.
 
     Args:
         metadata: what the weights were learned from.
-        splits: dataset name -> split.
-        contents: dataset name -> case -> content hashes of its channels.
+        dataset_name: the target.
+        split: its split.
+        contents: case -> content hashes of its channels.
         patterns: the benchmark's patient regexes by dataset name; the weights' own may have been others.
     """
     patients = {name for image in metadata.images or () for name in _patients(image, patterns)}
-    seen = []
-    for name, split in splits.items():
-        cases = set(seen_cases(metadata, name, split.kept_out, contents.get(name, {})))
-        cases |= {case for case in split.kept_out if names_of(split, name, case, patterns) & patients}
-        seen += [f"{name}:{case}" for case in sorted(cases)]
-    return seen
+    seen = set(seen_cases(metadata, dataset_name, split.kept_out, contents))
+    seen |= {case for case in split.kept_out if names_of(split, dataset_name, case, patterns) & patients}
+    return [f"{dataset_name}:{case}" for case in sorted(seen)]
 
 
 def names_of(split: DatasetSplit, dataset_name: str, case: str, patterns: Mapping[str, re.Pattern[str]]) -> set[str]:

@@ -21,6 +21,12 @@ class DiceTable(NamedTuple):
     patients: tuple[str, ...]
     points: Floats
 
+    @property
+    def differences(self) -> Floats:
+        """The first arm minus the second, (seeds, patients)."""
+        differences: Floats = self.points[0] - self.points[1]
+        return differences
+
 
 def dice_table(*arms: Runs, same_labels: bool = True) -> DiceTable:
     """Dice of arms side by side, on shared seeds.
@@ -34,14 +40,14 @@ def dice_table(*arms: Runs, same_labels: bool = True) -> DiceTable:
     """
     seeds = shared_seeds(*arms)
     if not seeds:
-        got = "; ".join(", ".join(_name(record) for record in runs) or "no run" for runs in arms)
+        got = "; ".join(", ".join(record.name for record in runs) or "no run" for runs in arms)
         raise HSSLError(f"No seed is shared, got {got}. Run the missing seeds with `hssl benchmark run --seeds`.")
     used = [sorted((r for r in runs if r.seed in seeds), key=lambda r: r.seed) for runs in arms]
     _check_same_cases(used, seeds, same_labels)
     dice = [[record.patient_dice for record in runs] for runs in used]
     patients = tuple(sorted(dice[0][0]))  # every run has the same test cases
     if not patients:
-        raise HSSLError(f"{_name(used[0][0])}: no case is scored. Check the labels of the dataset.")
+        raise HSSLError(f"{used[0][0].name}: no case is scored. Check the labels of the dataset.")
     points = 100 * np.array([[[scored[patient] for patient in patients] for scored in runs] for runs in dice])
     return DiceTable(seeds, patients, points)
 
@@ -78,7 +84,7 @@ def _check_same_cases(arms: Sequence[Runs], seeds: Sequence[int], same_labels: b
     for runs in arms:
         if [record.seed for record in runs] != list(seeds):
             raise HSSLError(
-                f"{', '.join(_name(record) for record in runs)}: expected one run a seed. Remove the folders "
+                f"{', '.join(record.name for record in runs)}: expected one run a seed. Remove the folders "
                 "of the others below `runs`."
             )
         for record, peer in zip(runs, arms[0], strict=True):
@@ -90,11 +96,7 @@ def _check_same_cases(arms: Sequence[Runs], seeds: Sequence[int], same_labels: b
 def _refuse(what: str, record: RunRecord, other: RunRecord, differing: Collection[str]) -> None:
     if differing:
         raise HSSLError(
-            f"{_name(record)} and {_name(other)} differ in {what}, expected the same: {len(differing)} in one only, "
+            f"{record.name} and {other.name} differ in {what}, expected the same: {len(differing)} in one only, "
             f"such as {', '.join(sorted(differing)[:3])}. Remove the folder below `runs` of the one that is not of "
             "this benchmark, and run the same command again."
         )
-
-
-def _name(record: RunRecord) -> str:
-    return f"{record.dataset_name}/{record.budget}/{record.arm}/seed_{record.seed}"

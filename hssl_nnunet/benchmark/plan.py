@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-
 from hssl_nnunet.benchmark.arms import Arm, chosen_arms
 from hssl_nnunet.benchmark.splits import budget_cases
 from hssl_nnunet.corpus.patients import find_dataset, parse_patient_regexes
@@ -18,7 +16,7 @@ from hssl_nnunet.files import read_json
 from hssl_nnunet.paths import dataset_name
 from hssl_nnunet.plan_schema import check_length, finetuning_plan, preset_of_plans, pretraining_plan
 from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
-from hssl_nnunet.typed_json import differences, merged, parse, to_json
+from hssl_nnunet.typed_json import STRICT, differences, merged, parse, to_json
 from hssl_nnunet.versions import machine
 
 PLAN_FILE, LEAKAGE_FILE, CASES_FILE = "benchmark.json", "leakage.json", "cases.json"
@@ -51,7 +49,7 @@ class Values:
     finetuning: dict[str, Any] = field(default_factory=dict)
     arms: dict[str, Arm] = field(default_factory=dict)
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +86,7 @@ class BenchmarkPlan:
     configuration: str
     plans_name: str
     budgets: tuple[str, ...]
-    min_cases: int
+    min_cases: int = 1
     arms: dict[str, Arm]
     seeds: tuple[int, ...]
     test_fraction: float
@@ -102,7 +100,15 @@ class BenchmarkPlan:
     about: dict[str, object]
     commands: tuple[str, ...] = ()
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
+
+    def source(self, arm: str) -> str:
+        """The arm whose weights an arm takes: another's, or its own."""
+        return self.arms[arm].weights_of or arm
+
+    def run_plans(self, arm: str, seed: int) -> str:
+        """Name of the plans of an arm's runs; they hold the seed."""
+        return f"{self.plans_name}_{arm}_s{seed}"
 
 
 def plan_from_options(
@@ -136,7 +142,7 @@ def plan_from_options(
     return BenchmarkPlan(
         command=command,
         commands=(command,),
-        datasets=tuple(dataset_name(d) for d in datasets),
+        datasets=tuple(dict.fromkeys(dataset_name(d) for d in datasets)),
         domains=tuple(dict.fromkeys(dataset_name(d) for d in domains or ())),
         configuration=configuration,
         plans_name=plans_name,
@@ -156,7 +162,7 @@ def plan_from_options(
 
 
 def _checked_budgets(budgets: list[str]) -> tuple[str, ...]:
-    budgets = budgets[:-1] if budgets[-1:] == ["cases"] else budgets  # as in `--budgets 5 10 cases`
+    budgets = budgets[:-1] if len(budgets) > 1 and budgets[-1] == "cases" else budgets  # as in `--budgets 5 10 cases`
     for budget in budgets:
         budget_cases(budget, 1)
     return tuple(dict.fromkeys(budgets))

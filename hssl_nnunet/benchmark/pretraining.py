@@ -70,19 +70,20 @@ def _corpus(
     workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], name: str, target: str | None
 ) -> str:
     short = corpus_name(name, target)
-    found = sorted(workspace.preprocessed.glob(f"Dataset*_{short}/{plan.plans_name}.json"))
+    found = sorted(workspace.preprocessed.glob(f"Dataset???_{short}/{plan.plans_name}.json"))
     if found:
         return found[0].parent.name
     arm = plan.arms[name]
-    domains = plan.domains if target is None else (target,)
+    domains, tested = (plan.domains, splits) if target is None else ((target,), {target: splits[target]})
+    excluded = workspace.folder / (EXCLUDED_FILE if target is None else f"{target}_{EXCLUDED_FILE}")
     report = build_corpus(
         domains,
         free_id(workspace),
         short,
         plans_name=plan.plans_name,
         configuration=plan.configuration,
-        exclude_file=_exclusions(workspace, plan, splits, target),
-        exclude_contents=_contents_kept_out(plan, splits if target is None else {target: splits[target]}),
+        exclude_file=_written(excluded, excluded_cases(plan, tested, domains)),
+        exclude_contents=_contents_kept_out(plan, tested),
         patient_regex=regexes_of(plan, domains),
         num_processes=default_processes(),
         pretraining_overrides=merged(dict(plan.pretraining), arm.pretraining),
@@ -110,15 +111,10 @@ def free_id(workspace: Workspace) -> int:
     raise HSSLError(f"Every dataset id below {FIRST_CORPUS_ID} is taken, in {raw_dir()} or {claims}. Free one.")
 
 
-def _exclusions(
-    workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], target: str | None
-) -> Path | None:
-    """File that takes every test patient out of an arm's corpus; None where no domain shows one."""
-    relevant = splits if target is None else {target: splits[target]}
-    lines = excluded_cases(plan, relevant, plan.domains if target is None else (target,))
+def _written(path: Path, lines: list[str]) -> Path | None:
+    """The file that takes cases out of an arm's corpus; None where none is to go."""
     if not lines:
         return None
-    path = workspace.folder / (EXCLUDED_FILE if target is None else f"{target}_{EXCLUDED_FILE}")
     with written_whole(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     return path

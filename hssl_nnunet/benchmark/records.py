@@ -13,15 +13,54 @@ from math import isnan
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import ConfigDict
-
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.transfer.weights_file import file_sha256
-from hssl_nnunet.typed_json import parse, to_json
+from hssl_nnunet.typed_json import STRICT, parse, to_json
 
 RECORD_FILE = "record.json"
-STRICT = ConfigDict(extra="forbid")
+FINETUNE = "finetune"  # what the names of the runs' jobs begin with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A fine-tuning run of a benchmark.
+
+    Attributes:
+        dataset_name: nnU-Net's dataset name of the target.
+        budget: label budget, as typed.
+        arm: name of the arm.
+        seed: seed of the run; the same seed gives every arm the same labelled cases.
+    """
+
+    dataset_name: str
+    budget: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its name in messages, and its folder below `runs`."""
+        return f"{self.dataset_name}/{self.budget}/{self.arm}/seed_{self.seed}"
+
+    @property
+    def job(self) -> str:
+        """Name of its job."""
+        return f"{FINETUNE}/{self.name}"
+
+    @classmethod
+    def of_job(cls, name: str) -> Run:
+        """The run of a job."""
+        _, dataset_name, budget, arm, seed = name.split("/")
+        return cls(dataset_name=dataset_name, budget=budget, arm=arm, seed=int(seed.removeprefix("seed_")))
+
+    def record_file(self, folder: Path) -> Path:
+        """Where its record lies in a benchmark's folder."""
+        return folder / "runs" / self.name / RECORD_FILE
+
+    def predictions(self, folder: Path) -> Path:
+        """Where the masks that it predicted lie in a benchmark's folder."""
+        return self.record_file(folder).parent / "predictions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,14 +120,10 @@ class LeakageCheck:
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: what the statistics ask for again and again is kept with it
-class RunRecord:
+class RunRecord(Run):
     """One fine-tuning run and its scores on the fixed test set.
 
     Attributes:
-        dataset_name: nnU-Net's dataset name of the target.
-        budget: label budget, as typed.
-        arm: name of the arm.
-        seed: seed of the run; the same seed gives every arm the same labelled cases.
         training_cases: the labelled cases.
         num_epochs: epochs of fine-tuning.
         num_iterations_per_epoch: optimiser steps in an epoch.
@@ -102,10 +137,6 @@ class RunRecord:
         device: name of the GPU, or of the processor; empty = the record is older than this field.
     """
 
-    dataset_name: str
-    budget: str
-    arm: str
-    seed: int
     training_cases: tuple[str, ...]
     num_epochs: int
     num_iterations_per_epoch: int
@@ -147,14 +178,9 @@ class RunRecord:
         return frozenset(f"{s.case} (patient {s.patient}, {s.label})" for s in self.scores)
 
 
-def record_path(folder: Path, dataset_name: str, budget: str, arm: str, seed: int) -> Path:
-    """Where the record of a run lies in the benchmark's folder."""
-    return folder / "runs" / dataset_name / budget / arm / f"seed_{seed}" / RECORD_FILE
-
-
 def write_record(folder: Path, record: RunRecord) -> Path:
     """Write a record, whole or not at all."""
-    path = record_path(folder, record.dataset_name, record.budget, record.arm, record.seed)
+    path = record.record_file(folder)
     write_json(path, to_json(record))
     return path
 
@@ -184,12 +210,11 @@ def check_same_weights(folder: Path, weights: Mapping[tuple[str, str], Path]) ->
     for record in known:
         path = weights[record.arm, record.dataset_name]
         if now[path] != record.weights_sha256:
-            where = record_path(folder, record.dataset_name, record.budget, record.arm, record.seed)
             raise HSSLError(
-                f"Arm {record.arm} on {record.dataset_name} is to start from {path}, whose SHA-256 is {now[path]}, "
-                f"but {where} started from {record.weights_sha256}. Runs of one arm share their weights: give the new "
-                "file another name, which makes it an arm of its own, put the old one back, or start a benchmark in "
-                "another folder with `-o`."
+                f"Arm {record.arm} on {record.dataset_name} is to start from {path}, whose SHA-256 is {now[path]}, but "
+                f"{record.record_file(folder)} started from {record.weights_sha256}. Runs of one arm share their "
+                "weights: give the new file another name, which makes it an arm of its own, put the old one back, or "
+                "start a benchmark in another folder with `-o`."
             )
 
 

@@ -16,14 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from hssl_nnunet.benchmark.data import Measured, checked_data, data_state, measured, write_data
-from hssl_nnunet.benchmark.job import FINETUNE, Run, pretrained, pretraining_job, weights_there
+from hssl_nnunet.benchmark.job import pretrained, pretraining_job, weights_there
 from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
-from hssl_nnunet.benchmark.leakage import audit
+from hssl_nnunet.benchmark.leakage import audit, read_findings, refused_arms, with_earlier
 from hssl_nnunet.benchmark.masks import Mask, masks_of
 from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan, patterns_of, plan_from_options
-from hssl_nnunet.benchmark.records import check_same_weights
+from hssl_nnunet.benchmark.records import FINETUNE, Run, check_same_weights
 from hssl_nnunet.benchmark.splits import CaseInfo, DatasetSplit, fixed_splits, with_copies_joined, write_splits
 from hssl_nnunet.benchmark.workspace import Workspace, nnunet_splits
+from hssl_nnunet.corpus.cases import read_raw_dataset
 from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.device import choose_device
 from hssl_nnunet.files import read_json, write_json
@@ -45,18 +46,7 @@ def plan_as_typed(
     values: Path | None,
     **others: Any,
 ) -> BenchmarkPlan:
-    """The plan of what follows `hssl benchmark run`, every name and value checked.
-
-    Args:
-        datasets: targets.
-        domains: datasets to pretrain on; None = those of the earlier run, or the targets of the first.
-        weights: weights files, each an arm of its own.
-        arms: the other arms.
-        plans_name: plans of the targets.
-        preset: the preset whose plans to take instead; None = `plans_name`.
-        patient_regex: how a case's name tells the patient.
-        values: the file of `--values`.
-        **others: options that `plan_from_options` takes as they are.
+    """The plan of what follows `hssl benchmark run`: each weights file is an arm, and a preset stands for its plans.
 
     Raises:
         HSSLError: an unknown dataset, arm, preset or value, or a wrong budget.
@@ -109,15 +99,16 @@ def forget_lost(table: JobTable, workspace: Workspace, jobs: Collection[Job]) ->
     """Set back what has ended and was removed since: runs without their record, and the weights that these need."""
     # the state first: whoever ends a job writes the record before it
     done = {job.name for job in jobs if table.state(job.name).state == "done"}
-    without = [
-        job
-        for job in jobs
-        if job.name.startswith(f"{FINETUNE}/") and not Run.from_name(job.name).record(workspace.folder).is_file()
-    ]
+    without = [job for job, run in _runs(jobs).items() if not run.record_file(workspace.folder).is_file()]
     needed = {need for job in without for need in job.needs}
     lost = {job.name for job in without} | {need for need in needed if pretrained(workspace, need) is None}
     for name in done & lost:
         table.write(name, JobState())
+
+
+def _runs(jobs: Collection[Job]) -> dict[Job, Run]:
+    """The jobs that fine-tune, and their runs."""
+    return {job: Run.of_job(job.name) for job in jobs if job.name.startswith(f"{FINETUNE}/")}
 
 
 def shared_threads(workers: int) -> dict[str, str]:
@@ -161,8 +152,10 @@ def _prepared(workspace: Workspace, plan: BenchmarkPlan) -> tuple[list[Job], dic
     workspace.write_plan(whole)
     write_splits(workspace.folder, splits)
     workspace.write_folds(folds, of_datasets)
-    _write_findings(workspace, plan, splits, audited)
-    return jobs_of(workspace.folder, plan), refused_arms(plan, workspace.folder)
+    findings = with_earlier(audited, read_findings(workspace.folder), set(product(plan.arms, plan.datasets)))
+    write_json(workspace.folder / LEAKAGE_FILE, findings)
+    _write_case_files(workspace.folder, plan, splits)
+    return jobs_of(workspace.folder, plan), refused_arms(plan, findings)
 
 
 def _data(
@@ -179,19 +172,15 @@ def _data(
 
 def _own_weights(workspace: Workspace, plan: BenchmarkPlan) -> dict[tuple[str, str], Path]:
     """Arm and target -> its weights file, where it is there; arms on another's weights have seen what that one has."""
-    own = [pair for pair in product(plan.arms, plan.datasets) if plan.arms[pair[0]].weights_of is None]
+    own = [pair for pair in product(plan.arms, plan.datasets) if plan.source(pair[0]) == pair[0]]
     return {pair: path for pair in own if (path := weights_there(workspace, plan, *pair)) is not None}
 
 
-def _write_findings(
-    workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], audited: Mapping[str, list[str]]
-) -> None:
-    """Keep what was audited, and where the test cases lie, beside what earlier runs found."""
-    path, pairs = workspace.folder / LEAKAGE_FILE, list(product(plan.arms, plan.datasets))
-    write_json(path, _with_earlier(audited, path, pairs))
-    files = workspace.folder / CASES_FILE
-    earlier = read_json(files) if files.is_file() else {}
-    write_json(files, {**earlier, **_case_files(plan, splits)})
+def _write_case_files(folder: Path, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> None:
+    """Keep where the test cases lie, beside those of earlier runs."""
+    path = folder / CASES_FILE
+    earlier = read_json(path) if path.is_file() else {}
+    write_json(path, {**earlier, **_case_files(plan, splits)})
 
 
 def _cases(dataset_name: str, masks: Mapping[str, Mask], patterns: Mapping[str, re.Pattern[str]]) -> list[CaseInfo]:
@@ -199,31 +188,6 @@ def _cases(dataset_name: str, masks: Mapping[str, Mask], patterns: Mapping[str, 
         CaseInfo(case=case, patient=patient_of(case, dataset_name, patterns), labels=frozenset(mask.labels))
         for case, mask in masks.items()
     ]
-
-
-def _with_earlier(
-    audited: Mapping[str, list[str]], path: Path, pairs: Collection[tuple[str, str]]
-) -> dict[str, list[str]]:
-    """An audit of a run's arms on its datasets, with what earlier ones found of others.
-
-    An arm whose weights are gone is free again: it will be pretrained anew, or its file is missed.
-    """
-    found = {arm: list(cases) for arm, cases in audited.items()}
-    for arm, cases in (read_json(path) if path.is_file() else {}).items():
-        others = [case for case in cases if (arm, case.partition(":")[0]) not in pairs]
-        found[arm] = others + found.get(arm, [])
-    return found
-
-
-def refused_arms(plan: BenchmarkPlan, folder: Path) -> dict[tuple[str, str], list[str]]:
-    """Arms, each with a target whose test cases its weights, or those of the arm it builds on, have seen, and which."""
-    path = folder / LEAKAGE_FILE
-    audited: dict[str, list[str]] = read_json(path) if path.is_file() else {}
-    refused: dict[tuple[str, str], list[str]] = {}
-    for name, arm in plan.arms.items():
-        for seen in audited.get(arm.weights_of or name, ()):
-            refused.setdefault((name, seen.partition(":")[0]), []).append(seen)
-    return refused
 
 
 def jobs_of(folder: Path, plan: BenchmarkPlan) -> list[Job]:
@@ -237,23 +201,20 @@ def jobs_of(folder: Path, plan: BenchmarkPlan) -> list[Job]:
     ]
     needs = {run: pretraining_job(plan, run.arm, run.dataset_name) for run in runs}
     names = [(name, ()) for name in dict.fromkeys(n for n in needs.values() if n is not None)]
-    names += [(run.name, (need,) if need else ()) for run, need in needs.items()]  # type: ignore[misc]
+    names += [(run.job, (need,) if need else ()) for run, need in needs.items()]  # type: ignore[misc]
     module = (sys.executable, "-m", "hssl_nnunet.benchmark.job", str(folder.resolve()))
     return [Job(name=name, needs=need, command=(*module, name)) for name, need in names]
 
 
 def allowed(jobs: Sequence[Job], refused: Collection[tuple[str, str]]) -> list[Job]:
     """Jobs without the runs of arms that are refused on a target, and without pretrainings that no other run needs."""
-    runs = {job: Run.from_name(job.name) for job in jobs if job.name.startswith(f"{FINETUNE}/")}
-    kept = [job for job, run in runs.items() if (run.arm, run.dataset_name) not in refused]
+    kept = [job for job, run in _runs(jobs).items() if (run.arm, run.dataset_name) not in refused]
     names = {name for job in kept for name in (job.name, *job.needs)}
     return [job for job in jobs if job.name in names]
 
 
 def _case_files(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, object]:
     """Image and truth of each test case, for the report's pictures."""
-    from hssl_nnunet.corpus.cases import read_raw_dataset
-
     files: dict[str, object] = {}
     for name in plan.datasets:
         dataset = read_raw_dataset(name)
@@ -275,7 +236,7 @@ def status_table(folder: Path) -> Table:
     table, states = JobTable(folder), Counter[str]()
     shown = Table("job", "state", "started", "attempts", "minutes", caption_justify="left")
     failed = []
-    for job in allowed(jobs_of(folder, plan), refused_arms(plan, folder)):
+    for job in allowed(jobs_of(folder, plan), refused_arms(plan, read_findings(folder))):
         state = table.state(job.name)
         states[state.state] += 1
         shown.add_row(job.name, state.state, state.started, str(state.attempts), f"{state.seconds / 60:.1f}")

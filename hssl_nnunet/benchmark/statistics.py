@@ -8,11 +8,11 @@ that were given: pretraining runs once, and how it varies is in none of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from statistics import fmean
-from typing import Literal
+from typing import Literal, get_args
 
 from scipy import stats
 
@@ -20,6 +20,7 @@ from hssl_nnunet.benchmark.intervals import LEVEL, Floats, crossed_interval, hol
 from hssl_nnunet.benchmark.pairing import DiceTable, Runs, budget_size, dice_table, groups, pairs, shared_seeds
 
 Verdict = Literal["win", "tie", "loss"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 BASELINES = ("vanilla", "scratch")
 MARGIN = 0.5  # Dice points, declared before any run
@@ -135,9 +136,8 @@ def compare_all(records: Runs, baselines: Sequence[str] = BASELINES) -> list[Com
 
 def _compare(arm: Runs, reference: Runs) -> Comparison:
     table = dice_table(arm, reference)
-    differences = table.points[0] - table.points[1]
-    difference, p = float(differences.mean()), wilcoxon_p(differences)
-    low, high = crossed_interval([differences])
+    difference, low, high = mean_difference([table])
+    p = wilcoxon_p(table.differences)
     return Comparison(
         dataset_name=arm[0].dataset_name,
         budget=arm[0].budget,
@@ -148,7 +148,7 @@ def _compare(arm: Runs, reference: Runs) -> Comparison:
         difference=difference,
         low=low,
         high=high,
-        by_seed=tuple(differences.mean(1).tolist()),
+        by_seed=tuple(table.differences.mean(1).tolist()),
         p=p,
         p_holm=p,
         verdict="win" if difference > MARGIN else "loss" if difference < -MARGIN else "tie",
@@ -176,7 +176,7 @@ def overall(records: Runs, baselines: Sequence[str] = BASELINES) -> list[Overall
 def _overall(paired: Sequence[tuple[Runs, Runs]]) -> Overall:
     """Over the datasets of one arm and baseline at one budget."""
     tables = [dice_table(*pair) for pair in paired]
-    low, high = crossed_interval(persons(tables))
+    difference, low, high = mean_difference(tables)
     arm, reference = paired[0]
     return Overall(
         budget=arm[0].budget,
@@ -184,11 +184,16 @@ def _overall(paired: Sequence[tuple[Runs, Runs]]) -> Overall:
         baseline=reference[0].arm,
         datasets=tuple(runs[0].dataset_name for runs, _ in paired),
         seeds=tuple(table.seeds for table in tables),
-        difference=fmean(float((table.points[0] - table.points[1]).mean()) for table in tables),
+        difference=difference,
         low=low,
         high=high,
         equal_length=all(_equal_length(*pair) for pair in paired),
     )
+
+
+def mean_difference(tables: Sequence[DiceTable]) -> tuple[float, float, float]:
+    """Mean difference of the first arm to the second over datasets of equal weight, and the ends of its interval."""
+    return fmean(float(table.differences.mean()) for table in tables), *crossed_interval(persons(tables))
 
 
 def persons(tables: Sequence[DiceTable]) -> list[Floats]:
@@ -201,17 +206,9 @@ def persons(tables: Sequence[DiceTable]) -> list[Floats]:
     """
     sums: dict[tuple[tuple[int, ...], tuple[str, ...]], Floats] = {}
     for table in tables:
-        key, differences = (table.seeds, table.patients), table.points[0] - table.points[1]
-        sums[key] = sums[key] + differences if key in sums else differences
+        key = table.seeds, table.patients
+        sums[key] = sums[key] + table.differences if key in sums else table.differences
     return [total * (len(sums) / len(tables)) for total in sums.values()]
-
-
-def wins_ties_losses(comparisons: Iterable[Comparison]) -> dict[tuple[str, str], tuple[int, int, int]]:
-    """(arm, baseline) -> how many of the comparisons are wins, ties and losses."""
-    verdicts: dict[tuple[str, str], list[Verdict]] = {}
-    for c in comparisons:
-        verdicts.setdefault((c.arm, c.baseline), []).append(c.verdict)
-    return {pair: (found.count("win"), found.count("tie"), found.count("loss")) for pair, found in verdicts.items()}
 
 
 def mean_ranks(records: Runs) -> dict[str, Ranking]:

@@ -127,9 +127,14 @@ class Workspace:
             write_json(self.preprocessed / name / SPLITS_FILE, content)
         write_json(self.folder / FOLDS_FILE, folds)
 
+    def training(self, plan: BenchmarkPlan, dataset_name: str, arm: str, seed: int) -> Path:
+        """nnU-Net's folder of an arm's trainings on a dataset with a seed; each budget is a fold."""
+        name = f"{plan.arms[arm].trainer}__{plan.run_plans(arm, seed)}__{plan.configuration}"
+        return self.results / dataset_name / name
+
     def write_arm_plans(
         self, dataset_name: str, plans_name: str, name: str, finetuning: FinetuningPlan, weights: Path | None
-    ) -> str:
+    ) -> str | None:
         """Plans of an arm: the target's own with a `hssl` block.
 
         Args:
@@ -140,17 +145,14 @@ class Workspace:
             weights: the weights file; None = without.
 
         Returns:
-            `name`.
+            SHA-256 of the weights file; None without one.
         """
         folder = self.preprocessed / dataset_name
         plans = read_json(folder / f"{plans_name}.json", f"Run `hssl plan_and_preprocess -d {dataset_name}`.")
-        block = TargetBlock(
-            weights=str(weights.resolve()) if weights else None,
-            weights_sha256=file_sha256(weights) if weights else None,
-            finetuning=finetuning,
-        )
+        where, sha256 = (str(weights.resolve()), file_sha256(weights)) if weights else (None, None)
+        block = TargetBlock(weights=where, weights_sha256=sha256, finetuning=finetuning)
         write_json(folder / f"{name}.json", {**plans, "plans_name": name, "hssl": to_json(block)})
-        return name
+        return sha256
 
 
 def nnunet_splits(plan: BenchmarkPlan, split: DatasetSplit, folds: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:

@@ -14,26 +14,28 @@ from tiny_benchmark import (
     BUDGETS,
     DATASETS,
     EVIL_DATASET,
-    FACTS,
     GAPS,
     LEAKAGE,
+    LEARNED,
     SEEDS,
     Page,
     chosen,
     plain_slice,
     run,
     volumes,
+    written_plan,
 )
 from two_datasets import PATIENTS
 
 from hssl_nnunet.benchmark import run as benchmark_run
 from hssl_nnunet.benchmark.data import Measured
-from hssl_nnunet.benchmark.job import Run
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
 from hssl_nnunet.benchmark.masks import Mask
-from hssl_nnunet.benchmark.records import record_path, write_record
+from hssl_nnunet.benchmark.records import Run, write_record
 from hssl_nnunet.benchmark.report.cases import draw_slice
 from hssl_nnunet.benchmark.report.page import write_report
+from hssl_nnunet.benchmark.workspace import Workspace
+from hssl_nnunet.files import write_json
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
 
 
@@ -44,10 +46,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for key in product(DATASETS, BUDGETS, ARMS, SEEDS):
         if key not in GAPS:
             write_record(path, run(*key))
-    (path / "benchmark.json").write_text(json.dumps(FACTS))
+    plan, table = written_plan(path), JobTable(path)
     (path / "leakage.json").write_text(json.dumps(LEAKAGE))
     failed = Run(dataset_name=EVIL_DATASET, budget="20%", arm="scratch", seed=0)
-    JobTable(path).write(failed.name, JobState(state="failed", error="killed"))
+    table.write(failed.job, JobState(state="failed", error="killed"))
+    table.write("pretrain/hssl", JobState(state="done"))
+    told = {"seconds": 7200, "weights": "hssl.safetensors", "sha256": "abc123", "more": 1}
+    write_json(table.folder("pretrain/hssl") / "pretraining.json", told)
+    write_json(path / "hssl.json", {"curves": {name: [0.5, value] for name, value in LEARNED.items()}})
+    encoder, decoder = {"exact": [41], "adapted": [20], "fresh": [0]}, {"exact": [0], "adapted": [2], "fresh": [3]}
+    totals = {"encoder": encoder, "decoder": decoder}
+    write_json(Workspace(path).training(plan, DATASETS[0], "hssl", 0) / "fold_0" / "transfer.json", {"totals": totals})
     cases = sorted(run(DATASETS[0], "5%", "hssl", 0).case_dice)
     (path / "cases.json").write_text(
         json.dumps({DATASETS[0]: {c: {"image": "image.nii.gz", "truth": "truth.nii.gz"} for c in cases}})
@@ -57,14 +66,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sitk.WriteImage(truth, str(path / "truth.nii.gz"))
     worst = chosen(path)[0].case
     for arm, mask in (("hssl", first), ("vanilla", second)):
-        predictions = record_path(path, DATASETS[0], "5%", arm, 0).parent / "predictions"
+        predictions = Run(dataset_name=DATASETS[0], budget="5%", arm=arm, seed=0).predictions(path)
         predictions.mkdir()
         for case in cases:
             if case != worst:
                 sitk.WriteImage(mask, str(predictions / f"{case}.nii.gz"))
-    (path / "embeddings").mkdir()
-    (path / "embeddings" / "hssl.png").write_bytes(draw_slice(plain_slice(), prediction=1))
-    (path / "embeddings" / "broken.png").write_text("no picture")
+    drawn = path / "nnUNet_results" / "Dataset900_Benchmark_hssl" / "T__P__3d_fullres" / "fold_all" / "embeddings.png"
+    drawn.parent.mkdir(parents=True)
+    drawn.write_bytes(draw_slice(plain_slice(), prediction=1))
     return path
 
 

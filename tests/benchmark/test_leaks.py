@@ -13,10 +13,10 @@ from tiny_benchmark import typed_plan
 
 from hssl_nnunet.benchmark.arms import Arm, known_arms
 from hssl_nnunet.benchmark.job import pretraining_job
-from hssl_nnunet.benchmark.leakage import overlap
-from hssl_nnunet.benchmark.plan import LEAKAGE_FILE, BenchmarkPlan, patterns_of
+from hssl_nnunet.benchmark.leakage import overlap, refused_arms, with_earlier
+from hssl_nnunet.benchmark.plan import BenchmarkPlan, patterns_of
 from hssl_nnunet.benchmark.pretraining import excluded_cases, free_id
-from hssl_nnunet.benchmark.run import _with_earlier, allowed, jobs_of, refused_arms
+from hssl_nnunet.benchmark.run import allowed, jobs_of
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
@@ -71,12 +71,12 @@ def test_nothing_is_excluded_where_no_domain_shows_a_test_patient(plan: Benchmar
 
 
 def test_an_overlap_is_found_by_case_by_patient_and_by_content(plan: BenchmarkPlan) -> None:
-    splits = {PET: split(["S1", "S4"], ["S2"], {"S1": "p1", "S2": "p2", "S4": "p4"})}
-    hashes = {PET: {"S1": ["h1"], "S4": ["h4"]}}
+    target = split(["S1", "S4"], ["S2"], {"S1": "p1", "S2": "p2", "S4": "p4"})
+    hashes = {"S1": ["h1"], "S4": ["h4"]}
 
     def seen(dataset_name: str, case: str, patient: str, content_hash: str) -> list[str]:
         image = SimpleNamespace(dataset_name=dataset_name, case=case, patient=patient, content_hash=content_hash)
-        return overlap(SimpleNamespace(images=[image]), splits, hashes, patterns_of(plan))
+        return overlap(SimpleNamespace(images=[image]), PET, target, hashes, patterns_of(plan))
 
     assert seen(PET, "S1", "x", "x") == [f"{PET}:S1"]
     assert seen(MR, "S1", "x", "x") == [f"{PET}:S1"]  # without a regex a case is named after its patient
@@ -84,33 +84,31 @@ def test_an_overlap_is_found_by_case_by_patient_and_by_content(plan: BenchmarkPl
     assert seen(MR, "other", "p4", "x") == [f"{PET}:S4"]
     assert seen(MR, "other", "x", "h1") == [f"{PET}:S1"]
     assert seen(PET, "S2", "p2", "h2") == []
-    splits[PET] = replace(splits[PET], untouched=("S2",))  # where values are tuned, who tests otherwise
+    target = replace(target, untouched=("S2",))  # where values are tuned, who tests otherwise
     assert seen(PET, "S2", "x", "x") == seen(MR, "other", "p2", "x") == [f"{PET}:S2"]
 
 
 def test_a_patient_is_known_by_the_own_name_where_copies_share_another(plan: BenchmarkPlan) -> None:
     """Two test cases show one image, hence one patient; the second one's name is seen elsewhere."""
-    splits = {PET: split(["S1", "S4"], ["S2"], {"S1": "S1", "S4": "S1", "S2": "S2"})}
+    target = split(["S1", "S4"], ["S2"], {"S1": "S1", "S4": "S1", "S2": "S2"})
     image = SimpleNamespace(dataset_name=MR, case="S4", patient="S4", content_hash="x")
-    assert overlap(SimpleNamespace(images=[image]), splits, {}, patterns_of(plan)) == [f"{PET}:S4"]
-    assert f"{PET}:S4" in excluded_cases(plan, {PET: splits[PET]}, (PET,))
+    assert overlap(SimpleNamespace(images=[image]), PET, target, {}, patterns_of(plan)) == [f"{PET}:S4"]
+    assert f"{PET}:S4" in excluded_cases(plan, {PET: target}, (PET,))
 
 
 def test_imported_weights_are_refused_on_the_dataset_they_were_trained_on(plan: BenchmarkPlan) -> None:
-    splits = {
-        PET: split(["S1", "S4"], ["S2"], {"S1": "p1", "S2": "p2", "S4": "p4"}),
-        MR: split(["S1"], [], {"S1": "p1"}),
-    }
+    target = split(["S1", "S4"], ["S2"], {"S1": "p1", "S2": "p2", "S4": "p4"})
     imported = SimpleNamespace(images=None, domains=[SimpleNamespace(dataset_name=PET)])
-    assert overlap(imported, splits, {}, patterns_of(plan)) == [f"{PET}:S1", f"{PET}:S4"]
+    assert overlap(imported, PET, target, {}, patterns_of(plan)) == [f"{PET}:S1", f"{PET}:S4"]
+    assert overlap(imported, MR, target, {}, patterns_of(plan)) == []
 
 
 def test_patients_are_compared_by_the_benchmarks_names_too(plan: BenchmarkPlan) -> None:
-    splits = {CINE: split(["A_1"], ["B_1"], {"A_1": "A", "B_1": "B"})}
+    target = split(["A_1"], ["B_1"], {"A_1": "A", "B_1": "B"})
 
     def seen(case: str, patient: str) -> list[str]:  # weights made without a patient regex, or with another
         image = SimpleNamespace(dataset_name=CINE, case=case, patient=patient, content_hash="x")
-        return overlap(SimpleNamespace(images=[image]), splits, {}, patterns_of(plan))
+        return overlap(SimpleNamespace(images=[image]), CINE, target, {}, patterns_of(plan))
 
     assert seen("A_2", "A_2") == [f"{CINE}:A_1"]
     assert seen("B_2", "B_2") == []
@@ -121,18 +119,18 @@ def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_on
     plan: BenchmarkPlan, tmp_path: Path
 ) -> None:
     arms = {"external_a": Arm(description="a", weights_file="a"), "on_a": Arm(description="b", weights_of="external_a")}
-    plan, path = replace(plan, arms={**plan.arms, **arms}), tmp_path / LEAKAGE_FILE
-    assert refused_arms(plan, tmp_path) == {}
+    plan, kept = replace(plan, arms={**plan.arms, **arms}), {}
+    assert refused_arms(plan, kept) == {}
     found = {"external_a": [f"{PET}:S1"], "external_b": []}
-    for audited, pairs, kept in (
+    for audited, pairs, expected in (
         ({"external_a": []}, [("external_a", PET)], {"external_a": []}),
         (found, [("external_a", PET), ("external_b", PET)], found),
         ({}, [("scratch", PET)], found),  # a run of other arms on the same dataset
         ({"external_a": [], "external_b": []}, [("external_a", MR), ("external_b", PET)], found),
     ):
-        assert _with_earlier(audited, path, pairs) == kept
-        path.write_text(json.dumps(kept))
-    refused = refused_arms(plan, tmp_path)
+        kept = with_earlier(audited, kept, pairs)
+        assert kept == expected
+    refused = refused_arms(plan, kept)
     assert refused == {("external_a", PET): [f"{PET}:S1"], ("on_a", PET): [f"{PET}:S1"]}
     names = {job.name for job in allowed(jobs_of(tmp_path, replace(plan, datasets=(PET, MR), arms=arms)), refused)}
     assert {name.split("/")[1] for name in names} == {MR}  # on a target that they have not seen both run
@@ -143,8 +141,9 @@ def test_budgets_may_be_followed_by_the_word_cases(
     plan: BenchmarkPlan, typed: list[str], kept: tuple[str, ...]
 ) -> None:
     assert options(budgets=typed).budgets == kept
-    with pytest.raises(HSSLError, match="'cases'"):
-        options(budgets=["cases", *typed[:1]])
+    for wrong in (["cases", *typed[:1]], ["cases"]):
+        with pytest.raises(HSSLError, match="'cases'"):
+            options(budgets=wrong)
 
 
 def test_a_later_run_may_add_but_not_change(plan: BenchmarkPlan, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_weights_that_have_seen_a_dataset_that_joins_later_are_refused_there(
     tests = {LARGE: "p01", SMALL: "p00"}
     splits = {name: DatasetSplit(test=(case,), patients={case: case}, order={}) for name, case in tests.items()}
     weights = {("hssl", name): tmp_path / "hssl.safetensors" for name in PATIENTS}
-    assert leakage.audit(weights, splits, {}, {}) == {"hssl": [f"{SMALL}:p00"]}
+    assert leakage.audit(weights, splits, {LARGE: {}, SMALL: {}}, {}) == {"hssl": [f"{SMALL}:p00"]}
 
 
 def test_weights_of_a_pretraining_that_has_ended_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +179,9 @@ def test_patient_regexes_of_other_runs_datasets_may_be_typed_or_left_out(tmp_pat
             run.prepare(workspace, plan(**asked, patient_regex=typed))
 
 
-def test_a_domain_that_is_named_twice_counts_once() -> None:
-    assert plan(domains=[LARGE, SMALL, SMALL]).domains == (LARGE, SMALL)
+def test_a_dataset_that_is_named_twice_counts_once() -> None:
+    made = plan(domains=[LARGE, SMALL, SMALL], datasets=["1", LARGE])
+    assert (made.domains, made.datasets) == ((LARGE, SMALL), (LARGE,))
 
 
 def test_data_that_has_moved_are_linked_anew(tmp_path: Path) -> None:

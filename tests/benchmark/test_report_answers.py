@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from made_runs import arm, noise
-from tiny_benchmark import SEEDS, Page
+from tiny_benchmark import SEEDS, Page, written_plan
 
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.convergence import Curves
@@ -59,6 +59,7 @@ def test_the_answer_over_datasets_is_that_of_the_interval_and_says_that_nothing_
 
 def test_the_answer_agrees_with_the_table_below_it(tmp_path: Path) -> None:
     """Five patients: the interval excludes 0, and no p can be small enough."""
+    written_plan(tmp_path)
     rng = np.random.default_rng(0)
     scratch = 60 + noise(rng, 3, 5, 1, 1)
     for one in (*arm("scratch", scratch), *arm("hssl", scratch + 5 + noise(rng, 3, 5, 0.5, 0.5))):

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_benchmark import DATASETS, Page, run
+from tiny_benchmark import DATASETS, Page, run, written_plan
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.records import LeakageCheck, RunRecord, write_record
 from hssl_nnunet.benchmark.report.audit import EVERY_TARGET, audits
 from hssl_nnunet.benchmark.report.content import read_content
 from hssl_nnunet.benchmark.report.page import write_report
-from hssl_nnunet.typed_json import to_json
 
 ONE, OTHER = DATASETS
 CHECK = LeakageCheck(images=812, test_cases=18)
@@ -30,7 +29,7 @@ def told(folder: Path, *records: RunRecord, leakage: dict[str, list[str]] | None
     """(arm, target) -> what the audit says."""
     for record in records or (record_of("scratch", ONE),):
         write_record(folder, record)
-    (folder / "benchmark.json").write_text(json.dumps({"arms": {n: to_json(a) for n, a in ARMS.items()}}))
+    written_plan(folder, arms=ARMS)
     if leakage is not None:
         (folder / "leakage.json").write_text(json.dumps(leakage))
     return {(a.arm, a.dataset): ("REFUSED " if a.refused else "") + a.told for a in audits(read_content(folder))}
@@ -88,6 +87,7 @@ def test_weights_that_do_not_say_what_they_have_seen_are_not_called_compared(tmp
 
 @pytest.mark.parametrize(("weights", "said"), [("ab" * 32, "not checked"), (None, "nothing to leak")])
 def test_an_arm_without_a_definition_is_judged_by_its_records(tmp_path: Path, weights: str | None, said: str) -> None:
+    written_plan(tmp_path, arms={})
     write_record(tmp_path, run(ONE, "5%", "hssl", 0, weights_sha256=weights))
     (found,) = audits(read_content(tmp_path))
     assert found.told.startswith(said)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_benchmark import DATASETS, Page, run
+from tiny_benchmark import DATASETS, Page, run, written_plan
 
 from hssl_nnunet.benchmark.arms import Arm, known_arms
 from hssl_nnunet.benchmark.plan import resolved
@@ -15,7 +16,6 @@ from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.report import commands
 from hssl_nnunet.benchmark.report.commands import definitions, preparation, values_file
 from hssl_nnunet.benchmark.report.content import read_content
-from hssl_nnunet.benchmark.report.facts import Facts
 from hssl_nnunet.benchmark.report.page import write_report
 from hssl_nnunet.typed_json import parse, to_json
 
@@ -30,38 +30,40 @@ BASE: dict[str, Any] = {"pretraining": {"num_workers": 1}, "finetuning": {"use_m
 def folder(tmp_path: Path) -> Path:
     write_record(tmp_path, run(DATASETS[0], "5%", "hssl", 0, device="NVIDIA A"))
     write_record(tmp_path, run(DATASETS[0], "5%", "vanilla", 0))
-    arms = {name: to_json(arm) for name, arm in {"hssl": known_arms()["hssl"], **OWN}.items()}
-    asked = {
-        "command": "second",
-        "commands": ["first", "second"],
-        "datasets": ["Dataset004_Hippocampus", "Dataset123_Liver"],
-        "domains": ["Dataset055_Brain", "Dataset004_Hippocampus"],
-        "configuration": "3d_fullres",
-        "plans_name": "nnUNetCPUPlans",
-        "plan_values": resolved("nnUNetCPUPlans", BASE, "test"),
-    }
-    (tmp_path / "benchmark.json").write_text(json.dumps({**asked, **BASE, "arms": arms}))
+    written_plan(
+        tmp_path,
+        command="second",
+        commands=("first", "second"),
+        datasets=("Dataset004_Hippocampus", "Dataset123_Liver"),
+        domains=("Dataset055_Brain", "Dataset004_Hippocampus"),
+        plans_name="nnUNetCPUPlans",
+        plan_values=resolved("nnUNetCPUPlans", BASE, "test"),
+        arms={"hssl": known_arms()["hssl"], **OWN},
+        **BASE,
+    )
     return tmp_path
 
 
 def test_the_values_file_makes_the_arms_again(folder: Path) -> None:
-    values = json.loads(values_file(read_content(folder).facts))
+    plan = read_content(folder).plan
+    values = json.loads(values_file(plan))
     assert parse(dict[str, Arm], values.pop("arms"), "arms") == OWN  # what ships is not in it
     assert values == BASE
-    assert values_file(Facts(arms=("hssl",))) == ""
+    shipped = {"hssl": known_arms()["hssl"]}
+    assert values_file(replace(plan, arms=shipped, pretraining={}, finetuning={})) == ""
 
 
 def test_preparation_names_every_dataset_once_and_the_preset_of_the_plans(folder: Path) -> None:
-    assert preparation(read_content(folder).facts) == [
+    plan = read_content(folder).plan
+    assert preparation(plan) == [
         "hssl convert_msd -i Task04_Hippocampus",
         "hssl convert_msd -i Task123_Liver",
         "hssl convert_msd -i Task55_Brain",
         "hssl plan_and_preprocess -d 4 123 55 -c 3d_fullres --preset cpu",
     ]
-    stock = Facts(datasets=("Dataset004_A",), settings={"plans_name": "nnUNetPlans", "configuration": "2d"})
-    assert preparation(stock)[-1] == "hssl plan_and_preprocess -d 4 -c 2d"
-    foreign = Facts(datasets=("Dataset004_A",), settings={"plans_name": "MyPlans", "configuration": "2d"})
-    assert preparation(foreign) == preparation(Facts()) == []
+    stock = replace(plan, domains=(), plans_name="nnUNetPlans", configuration="2d")
+    assert preparation(stock)[-1] == "hssl plan_and_preprocess -d 4 123 -c 2d"
+    assert preparation(replace(plan, plans_name="MyPlans")) == []
 
 
 def test_the_page_and_its_numbers_tell_all_of_it(folder: Path) -> None:
@@ -71,7 +73,7 @@ def test_the_page_and_its_numbers_tell_all_of_it(folder: Path) -> None:
     assert "first\nsecond" in shown and '"num_epochs": 100' in shown and "--preset cpu" in shown
     assert '"chunks_per_step": 4' in shown  # a default, with every other value that arms start from
     assert 'twice as many steps (pretrained_on: "all"; pretraining: {"num_epochs": 100})' in page.sections["answer"]
-    assert asked["commands"] == ["first", "second"] and asked["preparation"] == preparation(read_content(folder).facts)
+    assert asked["commands"] == ["first", "second"] and asked["preparation"] == preparation(read_content(folder).plan)
     assert {name: parse(Arm, arm, name) for name, arm in asked["arms"].items() if name in OWN} == OWN
     assert asked["plan_values"]["pretraining"]["num_workers"] == 1
     assert "Devices: NVIDIA A: 1 run; not recorded: 1 run." in page.sections["cost"]

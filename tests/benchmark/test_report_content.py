@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_benchmark import ARMS, DATASETS, EVIL_ARM, EVIL_DATASET, GAPS, SECTIONS, Page, heading, plain_slice, run
+from tiny_benchmark import (
+    ARMS,
+    DATASETS,
+    EVIL_ARM,
+    EVIL_DATASET,
+    GAPS,
+    SECTIONS,
+    Page,
+    heading,
+    plain_slice,
+    run,
+    written_plan,
+)
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
-from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.report.audit import audits
 from hssl_nnunet.benchmark.report.cases import draw_slice
+from hssl_nnunet.benchmark.report.commands import settings
 from hssl_nnunet.benchmark.report.content import not_run, read_content
 from hssl_nnunet.benchmark.report.costs import learned, pretrainings
 from hssl_nnunet.benchmark.report.gallery import embeddings
@@ -23,13 +35,15 @@ from hssl_nnunet.benchmark.report.page import write_report
 from hssl_nnunet.benchmark.report.tables import environment
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import write_json
 from hssl_nnunet.networks.projection import Entry
 from hssl_nnunet.transfer.report import TransferReport
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """One run of two arms each, without curves, and no file beside the records."""
+    """One run of two arms each, without curves, and the plan alone beside the records."""
+    written_plan(tmp_path, datasets=DATASETS[:1], budgets=("5%",))
     for arm in ("vanilla", "hssl"):
         write_record(tmp_path, run(DATASETS[0], "5%", arm, 0, epochs=()))
     return tmp_path
@@ -59,7 +73,7 @@ def test_cost_transfer_audit_environment_and_commands(page: Page) -> None:
     assert f"the pretraining of hssl has seen test cases of {EVIL_DATASET}" in page.sections["answer"]
     assert f"seen test cases of {DATASETS[0]}" not in page.sections["answer"]
     rows = [["versions: torch", "2.<b>6"], ["cpu", "two cores"], ["flags", "bf16, channels_last"]]
-    assert page.tables["Environment"] == rows
+    assert page.tables["Environment"][:4] == [*rows, ["configuration", "3d_fullres"]]
     assert "hssl benchmark run -d 4 <one>\nhssl benchmark run -d 4 9 <all>" in page.sections["commands"]
 
 
@@ -74,7 +88,6 @@ def test_what_was_not_run_is_listed_exactly(folder: Path, page: Page) -> None:
         [EVIL_DATASET, "20%", "hssl", "2", "refused: its pretraining has seen test cases"],
     ]
     assert "3 more asked for and not run" in page.sections[""]
-    assert "does not name" not in page.sections["not-run"]
 
 
 def test_parts_that_are_missing_are_said_to_be(bare: Path, tmp_path: Path) -> None:
@@ -82,18 +95,18 @@ def test_parts_that_are_missing_are_said_to_be(bare: Path, tmp_path: Path) -> No
     text = output.read_text(encoding="utf-8")
     page = Page(text)
     assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
-    for section in ("embedding", "transfer", "environment", "commands"):
+    for section in ("embedding", "transfer"):
         assert "Not available" in page.sections[section]
     assert "1 seed, too few to establish one" in page.sections["answer"]
     assert "has not been compared with scratch" in page.sections["answer"]
     assert "No run has recorded its Dice" in page.sections["curves"]
     assert page.sections["cases"].count("cases.json does not name this case") == 3
-    assert "does not name the datasets, budgets, arms, seeds" in page.sections["not-run"]
     assert "±" not in page.grouped("Results of every arm")[heading(DATASETS[0], "5%"), "hssl"][0]
     assert write_report(bare).read_text(encoding="utf-8") == text  # the same page, byte for byte
 
 
 def test_a_benchmark_without_the_method_or_a_baseline_has_a_page(tmp_path: Path) -> None:
+    written_plan(tmp_path)
     write_record(tmp_path, run(DATASETS[0], "20%", EVIL_ARM, 1))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "there is no answer" in page.sections["answer"]
@@ -107,25 +120,15 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         "hssl": Arm(description="the whole loss", pretrained_on="all"),
         "single_domain": Arm(description="its own images", pretrained_on="target"),
     }
-    plan = BenchmarkPlan(
-        command="hssl benchmark run",
+    plan = written_plan(
+        tmp_path,
         datasets=(target,),
         domains=(target, "Dataset053_SarcomaPET"),
-        configuration="3d_fullres",
-        plans_name="nnUNetPlans",
         budgets=("5%",),
         arms=arms,
         seeds=(0,),
-        test_fraction=0.3,
-        patient_regex=(),
-        nsd_tolerance_mm=1.0,
-        min_cases=1,
         pretraining={"num_epochs": 7, "loss": {"image": 0.5}},
-        finetuning={},
-        device=None,
-        about={"versions": {"torch": "2.6"}},
     )
-    Workspace(tmp_path).write_plan(plan)
     (tmp_path / "leakage.json").write_text(json.dumps({"single_domain": [f"{target}:case_1", f"{target}:case_2"]}))
     for name in ("pretrain/hssl", f"pretrain/single_domain/{target}"):
         JobTable(tmp_path).write(name, JobState(state="done", seconds=7200))
@@ -144,7 +147,7 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         Entry(name=f"{i}", role=f"{('encoder', 'decoder')[i % 2]}.{i}", shape=(2, 3), status=status)
         for i, status in enumerate(statuses)
     )
-    fold = tmp_path / "nnUNet_results" / target / "nnUNetTrainerX__nnUNetPlans_hssl_s0__3d_fullres" / "fold_0"
+    fold = Workspace(tmp_path).training(plan, target, "hssl", 0) / "fold_0"
     drawn = tmp_path / "nnUNet_results" / "Dataset900_Benchmark_hssl" / "T__nnUNetPlans__3d_fullres" / "fold_all"
     fold.mkdir(parents=True)
     drawn.mkdir(parents=True)
@@ -153,14 +156,14 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
     (drawn / "embeddings.png").write_bytes(draw_slice(plain_slice(), prediction=1))
 
     content = read_content(tmp_path)
-    assert content.facts.definitions == arms
+    assert content.plan == plan
     assert pretrainings(content) == [
         ("hssl", "–", "–", "90.0 min", "hssl.safetensors", sha256),
         (f"single_domain, {target}", "–", "–", "2.0 h", "–", "–"),
     ]
-    assert content.facts.pretraining["hssl"].learned == {"val_image": 1.5307, "domain_accuracy": 0.75}
+    assert content.pretraining["hssl"].learned == {"val_image": 1.5307, "domain_accuracy": 0.75}
     assert learned(content) == [("hssl", "1.53", "–", "–", "–", "–", "0.75", "–", "–", "–", "–", "–")]
-    assert content.facts.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
+    assert content.transfer == {target: {"hssl": {"exact": 3, "adapted": 1, "fresh": 1}}}
     assert [p.title for p in embeddings(content)] == ["hssl"]
     looked_at = {a.arm: (a.dataset, a.refused, a.told) for a in audits(content)}
     assert looked_at["vanilla"] == ("every target", False, "nothing to leak: it starts from no weights")
@@ -170,13 +173,39 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         ("vanilla", "pending"),
         ("single_domain", "refused"),
     }
-    told = dict(environment({**content.facts.about, **content.facts.settings}))
+    told = dict(environment({**plan.about, **settings(plan)}))
     assert told["pretraining: num_epochs"] == "7" and told["pretraining: loss: image"] == "0.5"
     assert told["domains"] == f"{target}, Dataset053_SarcomaPET" and "device" not in told
-    assert told["versions: torch"] == "2.6"
+    assert told["versions: torch"] == "2.<b>6"
+
+
+def test_a_tuning_says_that_it_is_no_evidence(bare: Path) -> None:
+    for tune in (False, True):
+        written_plan(bare, tune=tune)
+        page = write_report(bare).read_text(encoding="utf-8")
+        assert ("everything here was scored on validation cases" in page) == tune
+
+
+def test_an_arm_whose_name_begins_alike_has_a_transfer_of_its_own(bare: Path) -> None:
+    plan = written_plan(bare, arms={name: Arm(description="an arm") for name in ("hssl", "hssl_small")})
+    totals = {"encoder": {"exact": [2, 9], "adapted": [1, 9], "fresh": [0, 0]}}
+    path = Workspace(bare).training(plan, DATASETS[0], "hssl_small", 0) / "fold_0" / "transfer.json"
+    write_json(path, {"totals": totals})
+    assert read_content(bare).transfer == {DATASETS[0]: {"hssl_small": {"exact": 2, "adapted": 1, "fresh": 0}}}
+
+
+def test_without_vanilla_the_page_compares_with_scratch(tmp_path: Path) -> None:
+    written_plan(tmp_path)
+    for arm in ("scratch", "hssl"):
+        write_record(tmp_path, run(DATASETS[0], "5%", arm, 0))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Difference to scratch on the same patients and seeds" in page and "Dice points over scratch" in page
+    assert "Difference to vanilla" not in page and "Dice points over vanilla" not in page
+    assert "Epochs to reach the final Dice of scratch" in page and "final Dice of vanilla" not in page
 
 
 def test_memory_that_the_system_does_not_tell_is_a_dash(tmp_path: Path) -> None:
+    written_plan(tmp_path)
     for dataset, known in zip(DATASETS, ({}, {"peak_gib": None}), strict=True):
         write_record(tmp_path, run(dataset, "5%", "hssl", 0, **known))
     write_report(tmp_path)
@@ -200,10 +229,19 @@ def test_an_empty_folder_names_the_command(tmp_path: Path) -> None:
 
 
 def test_a_wrong_file_is_named(bare: Path) -> None:
-    for wrong, key in (('{"seeds": ["one"]}', "seeds.0"), ('{"pretraining": [1]}', "pretraining"), ("[]", "")):
-        (bare / "benchmark.json").write_text(wrong)
-        with pytest.raises(HSSLError, match=rf"benchmark.json is not a valid Facts:\n  {key}"):
+    path = bare / "benchmark.json"
+    plan = json.loads(path.read_text())
+    for wrong, key in (
+        ({**plan, "seeds": ["one"]}, "seeds.0"),
+        ({**plan, "pretraining": [1]}, "pretraining"),
+        ([], ""),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(HSSLError, match=rf"benchmark.json is not a valid BenchmarkPlan:\n  {key}"):
             write_report(bare)
+    path.unlink()
+    with pytest.raises(HSSLError, match=f"{path} does not exist. Run `hssl benchmark run"):
+        write_report(bare)
 
 
 def test_a_missing_jinja2_names_its_remedy(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_benchmark import DATASETS, Page, run
+from tiny_benchmark import DATASETS, Page, run, written_plan
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.records import write_record
@@ -16,7 +16,6 @@ from hssl_nnunet.benchmark.report import lengths
 from hssl_nnunet.benchmark.report.content import Content, read_content
 from hssl_nnunet.benchmark.report.lengths import Pretrained, pretrained, unequal
 from hssl_nnunet.benchmark.report.page import write_report
-from hssl_nnunet.typed_json import to_json
 
 VALUES = {"num_epochs": 50, "num_iterations_per_epoch": 50, "chunks_per_step": 4, "images_per_chunk": 2}
 ARMS = {
@@ -36,8 +35,7 @@ def content(tmp_path: Path) -> Content:
     for arm in ARMS:
         changes: dict[str, Any] = {"num_epochs": 80} if arm == "mae" else {}
         write_record(tmp_path, replace(run(DATASETS[0], "5%", "hssl", 0, **changes), arm=arm))
-    facts = {"arms": {name: to_json(arm) for name, arm in ARMS.items()}, "plan_values": {"pretraining": VALUES}}
-    (tmp_path / "benchmark.json").write_text(json.dumps(facts))
+    written_plan(tmp_path, arms=ARMS, plan_values={"pretraining": VALUES})
     return read_content(tmp_path)
 
 
@@ -51,7 +49,7 @@ def test_the_length_of_each_pretraining_is_computed_where_it_is_known(content: C
         "long_encoder": longer,
         "external_x": None,
     }
-    old = replace(content, facts=replace(content.facts, plan_values={}))
+    old = replace(content, plan=replace(content.plan, plan_values={}))
     assert set(pretrained(old).values()) == {None}
 
 

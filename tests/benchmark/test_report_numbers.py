@@ -53,8 +53,9 @@ def test_the_numbers_beside_the_page_are_those_of_the_statistics(folder: Path, t
     for s in st.seed_spread(records):
         assert np.mean(means[s.dataset_name, s.budget, s.arm]) == pytest.approx(s.mean, abs=1e-3)
     assert len(found["not_run"]) == len(not_run(read_content(folder)))
-    small = replace(read_content(folder), facts=replace(read_content(folder).facts, settings={"weight_decay": 3e-5}))
-    assert numbers(small)["asked"]["settings"] == {"weight_decay": 3e-5}
+    content = read_content(folder)
+    small = replace(content, plan=replace(content.plan, finetuning={"weight_decay": 3e-5}))
+    assert numbers(small)["asked"]["settings"]["finetuning"] == {"weight_decay": 3e-5}
 
 
 def test_other_pretrainings_stand_beside_the_method_and_baselines_do_not(folder: Path, page: Page) -> None:
@@ -98,10 +99,10 @@ def test_surfaces_count_missed_labels_and_leave_empty_ones_out(folder: Path) -> 
     values = [(0.9, 2.0), (0.7, 4.0), (0.0, inf), (nan, nan)]
     scores = tuple(replace(s, nsd=n, hd95_mm=h) for s, (n, h) in zip(record.scores, values, strict=False))
     content = replace(read_content(folder), records=(replace(record, scores=scores),))
-    assert [g.rows for g in surfaces(content)] == [(("hssl", "53.3", "4.0 mm", "33 %"),)]
+    assert [g.rows for g in surfaces(content)] == [[("hssl", "53.3", "4.0 mm", "33 %")]]
     missed = tuple(replace(s, nsd=0.0, hd95_mm=inf) for s in scores[:3])
     content = replace(content, records=(replace(record, scores=missed),))
-    assert surfaces(content)[0].rows == (("hssl", "0.0", "infinite", "100 %"),)
+    assert surfaces(content)[0].rows == [("hssl", "0.0", "infinite", "100 %")]
 
 
 def test_every_arm_has_its_surfaces(page: Page) -> None:
@@ -147,7 +148,8 @@ def test_the_pooled_table_and_the_epochs_show_the_statistics(folder: Path, page:
         cells = rows[where, o.arm][1 + 4 * st.BASELINES.index(o.baseline) :][:4]
         counts = [len(seeds) for seeds in o.seeds]
         basis = f"{len(o.datasets)} / {span(counts)}"
-        tally = st.wins_ties_losses(c for c in comparisons if c.budget == o.budget)[o.arm, o.baseline]
+        same = [c.verdict for c in comparisons if (c.budget, c.arm, c.baseline) == (o.budget, o.arm, o.baseline)]
+        tally = [same.count(verdict) for verdict in ("win", "tie", "loss")]
         assert cells == [
             number(o.difference, "+.1f"), ends(o.low, o.high, min(counts)), basis, " / ".join(map(str, tally))
         ]  # fmt: skip

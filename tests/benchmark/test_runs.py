@@ -12,8 +12,9 @@ from two_datasets import LARGE, SMALL, nnunet_folds, plan
 
 from hssl_nnunet import launch
 from hssl_nnunet.benchmark import leakage, run
-from hssl_nnunet.benchmark.job import Run, finetune_run, weights_of
+from hssl_nnunet.benchmark.job import finetune_run, weights_of
 from hssl_nnunet.benchmark.jobs import JobState, JobTable, shard
+from hssl_nnunet.benchmark.records import Run
 from hssl_nnunet.benchmark.run import allowed
 from hssl_nnunet.benchmark.splits import read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
@@ -25,12 +26,12 @@ pytestmark = pytest.mark.usefixtures("two_datasets")
 def test_a_run_trains_its_own_fold_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, trained = Workspace(tmp_path / "bench"), []
     run.prepare(workspace, plan(budgets=["2", "5"], arms=["scratch"], seeds=2))
-    monkeypatch.setattr(launch, "train", lambda *words: trained.append(words))
+    monkeypatch.setattr(launch, "train", lambda training, **_: trained.append(training))
     asked = Run(dataset_name=LARGE, budget="5", arm="scratch", seed=1)
     split, path = read_splits(workspace.folder)[LARGE], workspace.preprocessed / LARGE / "splits_final.json"
     with pytest.raises(HSSLError, match="checkpoint_final"):  # nothing was trained in truth
         finetune_run(workspace, workspace.plan(), split, asked)
-    assert [words[:3] for words in trained] == [(LARGE, "3d_fullres", "3")]
+    assert [(one.dataset, one.configuration, one.fold) for one in trained] == [(LARGE, "3d_fullres", "3")]
     folds = nnunet_folds(workspace, LARGE)
     leaky = {"train": [*folds[3]["train"][1:], split.test[0]], "val": split.test}
     for tampered, said in ((folds[:3], "no such fold"), ([*folds[:3], leaky], "other cases")):
@@ -51,7 +52,7 @@ def test_weights_that_have_seen_a_test_case_train_nothing(tmp_path: Path, monkey
     seen = SimpleNamespace(dataset_name=LARGE, case="", patient="p00", content_hash="")
     monkeypatch.setattr(leakage, "read_metadata", lambda path: SimpleNamespace(images=[seen]))
     monkeypatch.setattr(leakage, "measured", run.measured)
-    monkeypatch.setattr(launch, "train", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(launch, "train", lambda *_, **__: pytest.fail("it trains"))
     split = read_splits(workspace.folder)[LARGE]
     split = replace(split, test=("p00", *split.test[1:]))
     folds = [{**fold, "val": list(split.test)} for fold in nnunet_folds(workspace, LARGE)]
@@ -76,7 +77,7 @@ def test_a_run_whose_record_was_removed_is_repeated(tmp_path: Path) -> None:
     table = JobTable(workspace.folder)
     for job in jobs:
         table.write(job.name, JobState(state="done"))
-    kept = Run.from_name(jobs[0].name).record(workspace.folder)
+    kept = Run.of_job(jobs[0].name).record_file(workspace.folder)
     kept.parent.mkdir(parents=True)
     kept.touch()
     run.forget_lost(table, workspace, jobs)
@@ -94,7 +95,7 @@ def test_a_run_that_ends_while_others_look_is_not_repeated(tmp_path: Path, monke
             table.write(job.name, JobState(state="done"))
             return False
 
-    monkeypatch.setattr(Run, "record", lambda *_: Record())
+    monkeypatch.setattr(Run, "record_file", lambda *_: Record())
     run.forget_lost(table, workspace, [job])
     assert table.state(job.name).state == "done"
 
@@ -109,7 +110,7 @@ def test_weights_that_are_gone_are_made_anew_for_runs_without_a_record(tmp_path:
     for job in jobs:
         table.write(job.name, JobState(state="done"))
     told.write_text(json.dumps({"weights": "w.safetensors"}))
-    records = [Run.from_name(job.name).record(workspace.folder) for job in jobs if job.needs]
+    records = [Run.of_job(job.name).record_file(workspace.folder) for job in jobs if job.needs]
     for record_file in records:
         record_file.parent.mkdir(parents=True)
         record_file.touch()

@@ -1,4 +1,4 @@
-"""A tiny benchmark, written directly: its names, records, facts and images, and a reader of its page."""
+"""A tiny benchmark, written directly: its names, plan, records and images, and a reader of its page."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.plan import BenchmarkPlan, plan_from_options
 from hssl_nnunet.benchmark.records import CaseScore, EpochScore, RunRecord, read_records
 from hssl_nnunet.benchmark.report.cases import Slice, choose
+from hssl_nnunet.benchmark.workspace import Workspace
 
 EVIL_DATASET = "Dataset009_<img src=x onerror=boom>"
 EVIL_ARM = "<script>\"$x'&amp;"
@@ -33,22 +35,6 @@ LEARNED = {
     "domain_floor": 0.9167,
     "effective_rank": 7.2,
 }
-FACTS = {
-    "command": "hssl benchmark run -d 4 9 <all>",
-    "commands": ["hssl benchmark run -d 4 <one>", "hssl benchmark run -d 4 9 <all>"],
-    "about": {"versions": {"torch": "2.<b>6"}, "cpu": "two cores", "flags": ["bf16", "channels_last"]},
-    "datasets": DATASETS,
-    "budgets": list(BUDGETS),
-    "arms": ARMS,
-    "seeds": SEEDS,
-    "pretraining": {
-        "hssl": {"seconds": 7200, "weights": "hssl.safetensors", "sha256": "abc123", "more": 1, "learned": LEARNED}
-    },
-    "transfer": {DATASETS[0]: {"hssl": {"exact": 41, "adapted": 22, "fresh": 3}}},
-    "unknown": "ignored",
-}
-
-
 LEAKAGE = {"hssl": [f"{EVIL_DATASET}:<i>seen"]}
 
 
@@ -69,6 +55,31 @@ def typed_plan(**changes: Any) -> BenchmarkPlan:
         "device": "cpu",
     }
     return plan_from_options(**{**values, **changes})
+
+
+def written_plan(folder: Path, **changes: Any) -> BenchmarkPlan:
+    """The plan of the tiny benchmark, in its folder; whether its datasets exist is not looked at."""
+    values: dict[str, Any] = {
+        "command": "hssl benchmark run -d 4 9 <all>",
+        "commands": ("hssl benchmark run -d 4 <one>", "hssl benchmark run -d 4 9 <all>"),
+        "datasets": DATASETS,
+        "domains": DATASETS[:1],
+        "configuration": "3d_fullres",
+        "plans_name": "nnUNetPlans",
+        "budgets": tuple(BUDGETS),
+        "arms": {name: Arm(description="an arm") for name in ARMS},
+        "seeds": SEEDS,
+        "test_fraction": 0.3,
+        "patient_regex": (),
+        "nsd_tolerance_mm": 1.0,
+        "pretraining": {},
+        "finetuning": {},
+        "device": None,
+        "about": {"versions": {"torch": "2.<b>6"}, "cpu": "two cores", "flags": ["bf16", "channels_last"]},
+    }
+    plan = BenchmarkPlan(**{**values, **changes})
+    Workspace(folder).write_plan(plan)
+    return plan
 
 
 class Page(HTMLParser):

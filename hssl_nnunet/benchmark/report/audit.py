@@ -42,12 +42,12 @@ class Audit:
 
 def audits(content: Content) -> list[Audit]:
     """Of every arm that was asked for or has a run, one line, or one for each target."""
-    arms = dict.fromkeys((*content.facts.arms, *content.arms))
+    arms = dict.fromkeys((*content.plan.arms, *content.arms))
     return [audit for arm in arms for audit in _of_arm(content, arm)]
 
 
 def _of_arm(content: Content, arm: str) -> list[Audit]:
-    leaked = content.facts.leaked(arm)
+    leaked = content.leaked(arm)
     ran = {r.dataset_name for r in content.records if r.arm == arm}
     refused = [
         Audit(arm=arm, dataset=name, told=", ".join(seen), refused=True, run=name in ran)
@@ -64,7 +64,7 @@ def _compared(content: Content, arm: str) -> list[Audit]:
         for name in content.datasets
         if any(r.dataset_name == name for r in records)
     }
-    if len(set(told.values())) < 2 and not content.facts.leaked(arm):
+    if len(set(told.values())) < 2 and not content.leaked(arm):
         return [Audit(arm=arm, dataset=EVERY_TARGET, told=next(iter(told.values()), otherwise))]
     return [Audit(arm=arm, dataset=name, told=said) for name, said in told.items()]
 
@@ -89,10 +89,10 @@ def _check(check: LeakageCheck, runs: str) -> str:
 
 def _otherwise(content: Content, arm: str, has_weights: bool) -> str:
     """What is known without the records' own word."""
-    source = content.facts.source(arm)
-    defined = content.facts.definitions.get(source)
-    if defined is not None and defined.weights_file is not None:
-        return FILE_COMPARED if {arm, source} & content.facts.leakage.keys() else NOT_CHECKED
-    if defined is not None and defined.pretrained_on != "none":
-        return BY_CONSTRUCTION
+    if arm in content.plan.arms:  # else its runs were copied from elsewhere
+        source = content.plan.source(arm)
+        if content.plan.arms[source].weights_file is not None:
+            return FILE_COMPARED if {arm, source} & content.leakage.keys() else NOT_CHECKED
+        if content.plan.arms[source].pretrained_on != "none":
+            return BY_CONSTRUCTION
     return NOT_CHECKED if has_weights else NOTHING

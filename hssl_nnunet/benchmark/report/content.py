@@ -1,20 +1,27 @@
-"""What the page is made of: the records of a benchmark's folder, and the files beside them where they are there."""
+"""What the page is made of: the plan and records of a benchmark's folder, and what else its jobs have left there."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from statistics import median
 
-from hssl_nnunet.benchmark.jobs import JobTable
-from hssl_nnunet.benchmark.plan import CASES_FILE
-from hssl_nnunet.benchmark.records import RunRecord, read_records
-from hssl_nnunet.benchmark.report.facts import LENIENT, Facts, read_facts
+from pydantic import ConfigDict
+
+from hssl_nnunet.benchmark.job import PRETRAIN, PRETRAINING_FILE
+from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
+from hssl_nnunet.benchmark.leakage import read_findings, refused_arms
+from hssl_nnunet.benchmark.plan import CASES_FILE, BenchmarkPlan
+from hssl_nnunet.benchmark.records import Run, RunRecord, read_records
+from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
-from hssl_nnunet.typed_json import parse
+from hssl_nnunet.typed_json import STRICT, parse
+
+STATUSES = ("exact", "adapted", "fresh")  # of a tensor in a transfer, as in transfer.report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +36,26 @@ class CaseFiles:
     image: str
     truth: str
 
-    __pydantic_config__ = LENIENT
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """One pretraining.
+
+    Attributes:
+        seconds: its wall time.
+        weights: the weights file.
+        sha256: its content.
+        learned: its curves' last values: terms of the loss, probes of the embedding.
+    """
+
+    seconds: float
+    weights: str = ""
+    sha256: str = ""
+    learned: dict[str, float] = field(default_factory=dict)
+
+    __pydantic_config__ = ConfigDict(extra="ignore")  # a job may write more than the page shows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,25 +64,32 @@ class Content:
 
     Attributes:
         folder: the benchmark's folder.
+        plan: what was asked for.
         records: one for each run that has ended; at least one.
-        facts: what else is known.
-        cases: dataset name -> case -> its files; empty without `cases.json`.
+        cases: dataset name -> case -> its files; an older folder has none.
+        pretraining: arm, or arm and target -> its pretraining.
+        leakage: arm with a weights file -> `dataset:case` that it has seen; empty = looked for and not found. An arm
+            that is not named was not looked at.
+        transfer: dataset name -> arm -> `exact`, `adapted`, `fresh` -> number of tensors.
     """
 
     folder: Path
+    plan: BenchmarkPlan
     records: tuple[RunRecord, ...]
-    facts: Facts
     cases: dict[str, dict[str, CaseFiles]]
+    pretraining: dict[str, Pretraining]
+    leakage: dict[str, list[str]]
+    transfer: dict[str, dict[str, dict[str, int]]]
 
     @property
     def datasets(self) -> list[str]:
         """Datasets with a record, in the order asked for."""
-        return _in_order(self.facts.datasets, (r.dataset_name for r in self.records))
+        return _in_order(self.plan.datasets, (r.dataset_name for r in self.records))
 
     @property
     def arms(self) -> list[str]:
         """Arms with a record, in the order asked for."""
-        return _in_order(self.facts.arms, (r.arm for r in self.records))
+        return _in_order(self.plan.arms, (r.arm for r in self.records))
 
     def budgets(self, dataset_name: str | None = None) -> list[str]:
         """Label budgets with a record, of one dataset or of all, the fewest labelled cases first."""
@@ -66,10 +99,23 @@ class Content:
                 cases.setdefault(record.budget, []).append(len(record.training_cases))
         return sorted(cases, key=lambda budget: (median(cases[budget]), budget))
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Each dataset with each of its budgets."""
+        return [(name, budget) for name in self.datasets for budget in self.budgets(name)]
+
+    def at(self, dataset_name: str, budget: str) -> list[RunRecord]:
+        """Records of a dataset at a budget."""
+        return [r for r in self.records if (r.dataset_name, r.budget) == (dataset_name, budget)]
+
     def of(self, dataset_name: str, budget: str, arm: str) -> list[RunRecord]:
         """Records of an arm on a dataset at a budget, by seed."""
-        found = [r for r in self.records if (r.dataset_name, r.budget, r.arm) == (dataset_name, budget, arm)]
-        return sorted(found, key=lambda r: r.seed)
+        return sorted((r for r in self.at(dataset_name, budget) if r.arm == arm), key=lambda r: r.seed)
+
+    def leaked(self, arm: str) -> dict[str, list[str]]:
+        """Targets on which an arm was refused, and the test cases that its weights have seen."""
+        refused = refused_arms(self.plan, self.leakage)
+        return {target: [c.partition(":")[2] for c in seen] for (name, target), seen in refused.items() if name == arm}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +141,7 @@ def read_content(folder: Path) -> Content:
     """Read a benchmark's folder.
 
     Raises:
-        HSSLError: no run has ended there, or a file has the wrong form.
+        HSSLError: no run has ended there, or a file is missing or has the wrong form.
     """
     records = read_records(folder)
     if not records:
@@ -103,38 +149,70 @@ def read_content(folder: Path) -> Content:
             f"{folder} holds no finished run (expected runs/<dataset>/<budget>/<arm>/seed_<seed>/record.json). "
             f"Run `hssl benchmark run -o {folder}` first; `hssl benchmark status {folder}` tells how far it is."
         )
-    cases = folder / CASES_FILE
+    workspace, cases = Workspace(folder), folder / CASES_FILE
+    plan = workspace.plan()
     return Content(
         folder=folder,
+        plan=plan,
         records=tuple(records),
-        facts=read_facts(folder),
         cases=parse(dict[str, dict[str, CaseFiles]], read_json(cases), cases) if cases.is_file() else {},
+        pretraining=_pretrainings(folder),
+        leakage=read_findings(folder),
+        transfer=_transfers(workspace, plan),
     )
 
 
+def _pretrainings(folder: Path) -> dict[str, Pretraining]:
+    """Pretrainings whose jobs have ended; `arm, dataset` where each target has its own."""
+    root = JobTable(folder).folder(PRETRAIN)
+    found = {}
+    for path in sorted(root.rglob(STATE_FILE)):
+        state = parse(JobState, read_json(path), path)
+        if state.state == "done":
+            told = path.parent / PRETRAINING_FILE
+            run = parse(Pretraining, read_json(told), told) if told.is_file() else Pretraining(seconds=state.seconds)
+            learned = _learned(folder / run.weights) if run.weights else {}
+            found[", ".join(path.parent.relative_to(root).parts)] = replace(run, learned=learned)
+    return found
+
+
+def _learned(weights: Path) -> dict[str, float]:
+    told = weights.with_suffix(".json")
+    curves: dict[str, list[float]] = read_json(told).get("curves", {}) if told.is_file() else {}
+    last = {name: values[-1] for name, values in curves.items() if values and not name.startswith(("lrs", "epoch"))}
+    return {name: round(value, 4) for name, value in last.items() if isfinite(value)}
+
+
+def _transfers(workspace: Workspace, plan: BenchmarkPlan) -> dict[str, dict[str, dict[str, int]]]:
+    """Tensors of each status, from the transfer report of the first run of an arm on a dataset."""
+    tables: dict[str, dict[str, dict[str, int]]] = {}
+    for dataset_name, arm in product(plan.datasets, plan.arms):
+        folders = [workspace.training(plan, dataset_name, arm, seed) for seed in plan.seeds]
+        if reports := [path for folder in folders for path in sorted(folder.glob("fold_*/transfer.json"))]:
+            totals = read_json(reports[0])["totals"].values()
+            tables.setdefault(dataset_name, {})[arm] = {s: sum(part[s][0] for part in totals) for s in STATUSES}
+    return tables
+
+
 def not_run(content: Content) -> list[NotRun]:
-    """The grid that was asked for, less the records; what `benchmark.json` leaves open is taken from the records."""
-    facts, records = content.facts, content.records
-    grid = facts.datasets or content.datasets, facts.budgets or content.budgets(), facts.arms or content.arms
-    seeds = facts.seeds or tuple(sorted({r.seed for r in records}))
-    done = {(r.dataset_name, r.budget, r.arm, r.seed) for r in records}
-    reasons: dict[tuple[str, str, str, str], list[int]] = {}
-    for *where, seed in product(*grid, seeds):
-        dataset_name, budget, arm = map(str, where)
-        if (dataset_name, budget, arm, seed) not in done:
-            why = _why(content, dataset_name, budget, arm, seed)
-            reasons.setdefault((dataset_name, budget, arm, why), []).append(seed)
+    """The grid that was asked for, less the records."""
+    plan, done = content.plan, {r.name for r in content.records}
+    left: dict[tuple[str, str, str, str], list[int]] = {}
+    for dataset_name, budget, arm, seed in product(plan.datasets, plan.budgets, plan.arms, plan.seeds):
+        run = Run(dataset_name=dataset_name, budget=budget, arm=arm, seed=seed)
+        if run.name not in done:
+            left.setdefault((dataset_name, budget, arm, _why(content, run)), []).append(seed)
     return [
-        NotRun(dataset_name=dataset_name, budget=budget, arm=arm, seeds=tuple(left), why=why)
-        for (dataset_name, budget, arm, why), left in reasons.items()
+        NotRun(dataset_name=dataset_name, budget=budget, arm=arm, seeds=tuple(seeds), why=why)
+        for (dataset_name, budget, arm, why), seeds in left.items()
     ]
 
 
-def _why(content: Content, dataset_name: str, budget: str, arm: str, seed: int) -> str:
+def _why(content: Content, run: Run) -> str:
     """Why a run has no record: its arm was refused there, or the state of its job."""
-    if dataset_name in content.facts.leaked(arm):
+    if run.dataset_name in content.leaked(run.arm):
         return "refused: its pretraining has seen test cases"
-    state = JobTable(content.folder).state(f"finetune/{dataset_name}/{budget}/{arm}/seed_{seed}")
+    state = JobTable(content.folder).state(run.job)
     return f"{state.state}: {state.error}" if state.error else state.state
 
 

@@ -36,7 +36,7 @@ def costs(content: Content) -> list[Group]:
             records = [r for r in content.records if (r.dataset_name, r.arm) == (dataset_name, arm)]
             if records:
                 rows.append((arm, *_cost(records)))
-        groups.append(Group(title=dataset_name, note="", rows=tuple(rows)))
+        groups.append(Group(title=dataset_name, rows=rows))
     return groups
 
 
@@ -59,12 +59,11 @@ def pretrainings(content: Content) -> list[tuple[str, ...]]:
 
     The SHA-256 that is not told comes from the records that began with the weights.
     """
-    facts = content.facts
-    lengths = pretrained(content)
-    files = {n: str(a.weights_file) for n, a in facts.definitions.items() if a.weights_file and n in content.arms}
+    made, lengths = content.pretraining, pretrained(content)
+    files = {n: str(a.weights_file) for n, a in content.plan.arms.items() if a.weights_file and n in content.arms}
     rows: list[tuple[str, ...]] = []
-    for name in (*facts.pretraining, *(n for n in files if n not in facts.pretraining)):
-        run, length = facts.pretraining.get(name), lengths.get(name.partition(", ")[0])
+    for name in dict.fromkeys((*made, *files)):
+        run, length = made.get(name), lengths.get(name.partition(", ")[0])
         rows.append(
             (
                 name,
@@ -88,6 +87,6 @@ def learned(content: Content) -> list[tuple[str, ...]]:
     """Arm, then the columns of `LEARNED`, of every pretraining that has told something."""
     return [
         (name, *(f"{run.learned[key]:.3g}" if key in run.learned else wording.NOTHING for key in LEARNED.values()))
-        for name, run in content.facts.pretraining.items()
+        for name, run in content.pretraining.items()
         if run.learned
     ]

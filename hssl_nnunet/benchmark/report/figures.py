@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,15 +14,8 @@ from hssl_nnunet.benchmark.report.drawing import INK, MUTED, ArmStyle, panel, sv
 DODGE = 0.09  # between arms at one budget, in distances of budgets
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A value with its 95 % interval, in Dice points; the ends may be nan.
-
-    Attributes:
-        value: the estimate.
-        low: lower end.
-        high: upper end.
-    """
+class Estimate(NamedTuple):
+    """A value with its 95 % interval, in Dice points; the ends may be nan."""
 
     value: float
     low: float
@@ -69,9 +62,9 @@ def draw_against_budget(
 
 
 def _line(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], look: ArmStyle) -> None:
-    low, high = (np.array([abs(getattr(e, end) - e.value) for e in estimates]) for end in ("low", "high"))
-    axes.errorbar(x, [e.value for e in estimates], yerr=(low, high), fmt="none", ecolor=look.colour, elinewidth=1)
-    axes.plot(x, [e.value for e in estimates], **look.line)
+    values, low, high = np.array(estimates).T
+    axes.errorbar(x, values, yerr=np.abs([low - values, high - values]), fmt="none", ecolor=look.colour, elinewidth=1)
+    axes.plot(x, values, **look.line)
 
 
 def draw_paired(

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hssl_nnunet.benchmark.plan import CASES_FILE
-from hssl_nnunet.benchmark.records import RunRecord, record_path
+from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.cases import Choice, choose, draw_slice, read_slice
 from hssl_nnunet.benchmark.report.content import CaseFiles, Content
 from hssl_nnunet.benchmark.report.wording import METHOD, points, signed
 from hssl_nnunet.benchmark.statistics import BASELINES
-
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +21,12 @@ class Picture:
     Attributes:
         uri: a data URI.
         alt: what it shows.
-        title: what stands beside it; may be empty.
+        title: the arm, with the target's name where each has its own.
     """
 
     uri: str
     alt: str
-    title: str = ""
+    title: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,30 +104,22 @@ def _card(content: Content, choice: Choice, ours: RunRecord, theirs: RunRecord) 
 def _paths(folder: Path, files: CaseFiles, case: str, *records: RunRecord) -> tuple[Path, Path, Path, Path]:
     truth = Path(files.truth)
     name = truth.name if truth.name.startswith(case) else case + "".join(truth.suffixes)  # the dataset's file ending
-    first, second = (
-        record_path(folder, r.dataset_name, r.budget, r.arm, r.seed).parent / "predictions" / name for r in records
-    )
+    first, second = (record.predictions(folder) / name for record in records)
     return folder / files.image, folder / files.truth, first, second
 
 
 def embeddings(content: Content) -> list[Picture]:
-    """Pictures of the embedding: `embeddings.png` and `embeddings/*.png`, else those that the pretrainings drew."""
-    root = content.folder
-    paths = {p.stem: p for p in (root / "embeddings.png", *sorted((root / "embeddings").glob("*.png"))) if p.is_file()}
-    if not paths:
-        # the corpus of an arm is named DatasetNNN_Benchmark_<arm>, with the target's name where it has one each
-        drawn = sorted(root.glob("nnUNet_results/Dataset*_Benchmark_*/*/fold_all/embeddings.png"))
-        names = {p.parts[-4].partition("_Benchmark_")[2]: p for p in drawn}
-        paths = dict(sorted(names.items(), key=lambda item: item[0] != METHOD))  # the method's first
-    found: Mapping[str, bytes] = {name: path.read_bytes() for name, path in paths.items()}
+    """The embedding that each pretraining has drawn, the method's first."""
+    # the corpus of an arm is named DatasetNNN_Benchmark_<arm>, with the target's name where it has one each
+    drawn = sorted(content.folder.glob("nnUNet_results/Dataset*_Benchmark_*/*/fold_all/embeddings.png"))
+    names = {path.parts[-4].partition("_Benchmark_")[2]: path for path in drawn}
     return [
         Picture(
-            uri=data_uri(png),
+            uri=data_uri(path.read_bytes()),
             alt=f"Embedding of images in a plane ({name}): one point an image, coloured by domain and by group",
-            title="" if name == "embeddings" else name,
+            title=name,
         )
-        for name, png in found.items()
-        if png.startswith(PNG_MAGIC)
+        for name, path in sorted(names.items(), key=lambda item: item[0] != METHOD)
     ]
 
 

@@ -17,7 +17,7 @@ def against_most(content: Content) -> list[Group]:
     for gap in _shown(content):
         key = f"{gap.arm}, {gap.budget}", f"minus {gap.baseline}, {gap.most}"
         groups.setdefault(key, []).append(_row(gap))
-    return [Group(title=title, note=note, rows=tuple(rows)) for (title, note), rows in groups.items()]
+    return [Group(title=title, note=note, rows=rows) for (title, note), rows in groups.items()]
 
 
 def sentences(content: Content) -> list[str]:
@@ -50,7 +50,6 @@ def _sentence(baseline: str, budget: str, most: str, gaps: dict[str, LabelGap]) 
 
 
 def _row(gap: LabelGap) -> tuple[str, str, str, str]:
-    alone = wording.ALONE if min(map(len, gap.seeds)) == 1 else ""
     where = gap.datasets[0] if len(gap.datasets) == 1 else f"mean of {len(gap.datasets)} datasets"
-    ends = f"{wording.interval(gap.low, gap.high)}{alone}"
+    ends = wording.marked_interval(gap.low, gap.high, gap.seeds)
     return where, wording.signed(gap.difference), ends, wording.numbers(map(len, gap.seeds))

@@ -11,7 +11,8 @@ from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.content import Content
 from hssl_nnunet.benchmark.report.wording import METHOD
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.typed_json import merged
+from hssl_nnunet.transfer.weights_file import read_metadata
+from hssl_nnunet.typed_json import merged, to_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,15 +36,13 @@ def steps(records: Iterable[RunRecord]) -> list[int]:
 def pretrained(content: Content) -> dict[str, Pretrained | None]:
     """Arm that starts from weights -> length of their pretraining; None = not known."""
     found: dict[str, Pretrained | None] = {}
-    for arm in content.facts.definitions:
-        source = content.facts.definitions.get(content.facts.source(arm))
-        if source is None:
-            found[arm] = None
-        elif source.weights_file is not None:
+    for arm in content.plan.arms:
+        source = content.plan.arms[content.plan.source(arm)]
+        if source.weights_file is not None:
             values = file_values(content.folder / source.weights_file)
             found[arm] = None if values is None else _of_values(values)
         elif source.pretrained_on != "none":
-            found[arm] = _of_values(merged(content.facts.plan_values.get("pretraining", {}), source.pretraining))
+            found[arm] = _of_values(merged(content.plan.plan_values.get("pretraining", {}), source.pretraining))
     return found
 
 
@@ -61,9 +60,6 @@ def file_values(path: Path) -> dict[str, Any] | None:
 
     The file may not lie any more, or be imported.
     """
-    from hssl_nnunet.transfer.weights_file import read_metadata
-    from hssl_nnunet.typed_json import to_json
-
     try:
         metadata = read_metadata(path)
     except HSSLError:
@@ -84,10 +80,10 @@ def _pretraining(lengths: Mapping[str, Pretrained | None], arm: str) -> list[str
     if arm not in lengths or METHOD not in lengths:
         return []
     own, of_method = lengths[arm], lengths[METHOD]
-    if own is None or of_method is None:
-        return [] if own == of_method else ["its pretraining may be of another length, which is not known"]
     if own == of_method:
         return []
+    if own is None or of_method is None:
+        return ["its pretraining may be of another length, which is not known"]
     return [f"pretrained for {_told(own)}, {METHOD} for {_told(of_method)}"]
 
 
@@ -97,10 +93,9 @@ def _told(length: Pretrained) -> str:
 
 def _finetuning(content: Content, arm: str) -> list[str]:
     found = []
-    for dataset_name in content.datasets:
-        for budget in content.budgets(dataset_name):
-            own, of_method = (steps(content.of(dataset_name, budget, name)) for name in (arm, METHOD))
-            if own and of_method and own != of_method:
-                numbers = [" or ".join(map(str, each)) for each in (own, of_method)]
-                found.append(f"fine-tuned for {numbers[0]} steps on {dataset_name}, {METHOD} for {numbers[1]}")
+    for dataset_name, budget in content.places:
+        own, of_method = (steps(content.of(dataset_name, budget, name)) for name in (arm, METHOD))
+        if own and of_method and own != of_method:
+            numbers = [" or ".join(map(str, each)) for each in (own, of_method)]
+            found.append(f"fine-tuned for {numbers[0]} steps on {dataset_name}, {METHOD} for {numbers[1]}")
     return list(dict.fromkeys(found))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from math import isfinite
+from statistics import fmean
 from typing import Any
 
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.label_gap import label_gaps
+from hssl_nnunet.benchmark.plan import BenchmarkPlan
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.audit import audits
-from hssl_nnunet.benchmark.report.commands import preparation
+from hssl_nnunet.benchmark.report.commands import preparation, settings
 from hssl_nnunet.benchmark.report.content import Content, not_run
-from hssl_nnunet.benchmark.report.facts import Facts
 from hssl_nnunet.benchmark.report.lengths import pretrained, unequal
 from hssl_nnunet.benchmark.report.rivals import compared
 from hssl_nnunet.benchmark.report.training import against
@@ -36,7 +37,7 @@ def numbers(content: Content) -> dict[str, Any]:
     """
     comparisons: Sequence[st.Comparison] = st.compare_all(content.records)
     found = {
-        "asked": _asked(content.facts),
+        "asked": _asked(content.plan),
         "runs": [_run(record) for record in content.records],
         "comparisons": [{**asdict(c), "finding": c.finding} for c in comparisons],
         "overall": st.overall(content.records),
@@ -44,7 +45,7 @@ def numbers(content: Content) -> dict[str, Any]:
         "against_method": dict(zip(("comparisons", "overall"), compared(content.records), strict=True)),
         "against_most_labels": label_gaps(content.records),
         "training": _training(content),
-        "pretraining": content.facts.pretraining,
+        "pretraining": content.pretraining,
         "pretrained": pretrained(content),
         "unequal": unequal(content),
         "leakage": audits(content),
@@ -54,16 +55,16 @@ def numbers(content: Content) -> dict[str, Any]:
     return plain
 
 
-def _asked(facts: Facts) -> dict[str, Any]:
-    names = ("command", "commands", "about", "settings", "plan_values", "datasets", "budgets", "arms", "seeds")
-    return {"preparation": preparation(facts), **{name: getattr(facts, name) for name in names}}
+def _asked(plan: BenchmarkPlan) -> dict[str, Any]:
+    names = ("command", "commands", "about", "plan_values", "datasets", "budgets", "arms", "seeds")
+    asked = {name: getattr(plan, name) for name in names}
+    return {"preparation": preparation(plan), "settings": settings(plan), **asked}
 
 
 def _training(content: Content) -> list[dict[str, Any]]:
     return [
         {"dataset_name": name, "budget": budget, "baseline": baseline, **asdict(one)}
-        for name in content.datasets
-        for budget in content.budgets(name)
+        for name, budget in content.places
         for baseline in st.BASELINES
         if (one := against(content, name, budget, baseline))
     ]
@@ -77,7 +78,7 @@ def _run(record: RunRecord) -> dict[str, Any]:
         **{name: getattr(record, name) for name in (*names, *costs, "device", "leakage")},
         "weights_sha256": record.weights_sha256,
         "training_cases": len(record.training_cases),
-        "dice": sum(dice.values()) / len(dice) if dice else None,
+        "dice": fmean(dice.values()),
         "dice_by_patient": {patient: round(value, 2) for patient, value in dice.items()},
         "epochs": record.epochs,
     }

@@ -55,8 +55,7 @@ def _ticks(content: Content, dataset_name: str) -> dict[str, str]:
     """Budget -> `5%` above its number of cases."""
     ticks = {}
     for budget in content.budgets(dataset_name):
-        records = [r for r in content.records if (r.dataset_name, r.budget) == (dataset_name, budget)]
-        cases = tables.labelled(records).replace("labelled ", "")
+        cases = tables.labelled(content.at(dataset_name, budget)).replace("labelled ", "")
         ticks[budget] = f"{budget}\n{cases}" if budget.endswith("%") else cases
     return ticks
 
@@ -67,8 +66,7 @@ def _dice(content: Content, name: str, dataset_name: str, styles: Styles) -> Pan
         for budget in content.budgets(dataset_name):
             if runs := content.of(dataset_name, budget, arm):
                 dice = dice_table(runs).points[0]  # (seeds, patients)
-                low, high = crossed_interval([dice])
-                estimate = figures.Estimate(value=float(dice.mean()), low=low, high=high)
+                estimate = figures.Estimate(float(dice.mean()), *crossed_interval([dice]))
                 series.setdefault(arm, {})[budget] = estimate
     ticks = _ticks(content, dataset_name)
     svg = figures.draw_against_budget(name, series, ticks, styles, quantity="Dice on the test patients")
@@ -87,7 +85,7 @@ def _differences(
     order = content.budgets(dataset_name)
     series: dict[str, dict[str, figures.Estimate]] = {arm: {} for arm in content.arms}
     for c in sorted(found, key=lambda c: order.index(c.budget)):
-        series[c.arm][c.budget] = figures.Estimate(value=c.difference, low=c.low, high=c.high)
+        series[c.arm][c.budget] = figures.Estimate(c.difference, c.low, c.high)
     series = {arm: values for arm, values in series.items() if values}
     if not series:
         return None
@@ -123,7 +121,7 @@ def _curves(content: Content, name: str, dataset_name: str, budget: str, styles:
             for arm in content.arms
             if arm in one.by_arm
         }
-        levels = {b: list(points[b].values())[-1] for b in baselines if b in points}
+        levels = {b: 100 * level for b in baselines if (level := one.level(b)) is not None}
         svg = figures.draw_curves(f"{name}-{number}", points, styles, levels=levels)
         panels.append(Panel(title=dataset_name, note=f"{budget}, {wording.count(len(one.seeds), 'seed')}", svg=svg))
     return panels

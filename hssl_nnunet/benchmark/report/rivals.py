@@ -29,7 +29,7 @@ def rivals(content: Content) -> list[Group]:
         if len(where) == len(content.datasets):
             where = {ALL: over_all[budget, arm], **where}
         if where:
-            rows = tuple((name, *_cells(found)) for name, found in where.items())
+            rows = [(name, *_cells(found)) for name, found in where.items()]
             groups.append(Group(title=arm, note=budget, rows=rows))
     return groups
 
@@ -41,8 +41,6 @@ def compared(records: Runs) -> tuple[list[st.Comparison], list[st.Overall]]:
 
 
 def _cells(found: st.Comparison | st.Overall) -> tuple[str, str, str]:
-    low, high = sorted((-found.low, -found.high))
-    counts = [len(found.seeds)] if isinstance(found, st.Comparison) else list(map(len, found.seeds))
-    alone = wording.ALONE if min(counts) == 1 else ""
-    value = f"{wording.signed(-found.difference)}{'' if found.equal_length else wording.UNEQUAL}"
-    return value, f"{wording.interval(low, high)}{alone}", wording.numbers(counts)
+    seeds = [found.seeds] if isinstance(found, st.Comparison) else found.seeds
+    value = wording.signed(-found.difference) + ("" if found.equal_length else wording.UNEQUAL)
+    return value, wording.marked_interval(-found.high, -found.low, seeds), wording.numbers(map(len, seeds))

@@ -15,11 +15,10 @@ from hssl_nnunet.benchmark.report.tables import Group
 def surfaces(content: Content) -> list[Group]:
     """Dataset and budget -> (arm, NSD, median HD95, share of missed labels), over test cases, labels and seeds."""
     groups = []
-    for dataset_name in content.datasets:
-        for budget in content.budgets(dataset_name):
-            runs = {arm: content.of(dataset_name, budget, arm) for arm in content.arms}
-            rows = tuple((arm, *_surface(records)) for arm, records in runs.items() if records)
-            groups.append(Group(title=f"{dataset_name}, {budget}", note="", rows=rows))
+    for dataset_name, budget in content.places:
+        runs = {arm: content.of(dataset_name, budget, arm) for arm in content.arms}
+        rows = [(arm, *_surface(records)) for arm, records in runs.items() if records]
+        groups.append(Group(title=f"{dataset_name}, {budget}", rows=rows))
     return groups
 
 

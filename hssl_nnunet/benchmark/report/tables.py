@@ -10,8 +10,7 @@ from typing import Any
 from hssl_nnunet.benchmark import statistics as st
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report import wording
-from hssl_nnunet.benchmark.report.content import Content
-from hssl_nnunet.benchmark.report.facts import STATUSES
+from hssl_nnunet.benchmark.report.content import STATUSES, Content
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,22 +20,18 @@ class Difference:
     Attributes:
         value: difference in Dice points.
         interval: its 95 % interval.
-        alone: whether the interval, or that of a dataset in it, is over patients alone: one shared seed.
         basis: number of shared seeds; `4 / 3`, of datasets and seeds, where they are pooled.
         equal_length: whether both were fine-tuned for as many steps.
-        p: p after Holm; empty where there is none.
+        last: p after Holm; wins, ties and losses, as `3 / 1 / 0`, where datasets are pooled.
         established: `gain`, `loss` or empty.
-        tally: wins, ties and losses, as `3 / 1 / 0`; empty on a single dataset.
     """
 
     value: str
     interval: str
-    alone: bool
     basis: str
     equal_length: bool
-    p: str = ""
+    last: str
     established: str = ""
-    tally: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +47,8 @@ class Row:
 
     arm: str
     score: str
-    seeds: str
-    differences: tuple[Difference | None, ...]
+    seeds: str = ""
+    differences: Sequence[Difference | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +62,8 @@ class Group:
     """
 
     title: str
-    note: str
-    rows: tuple[Any, ...]
+    note: str = ""
+    rows: Sequence[Any]
 
 
 def results(content: Content, comparisons: Sequence[st.Comparison]) -> list[Group]:
@@ -76,15 +71,14 @@ def results(content: Content, comparisons: Sequence[st.Comparison]) -> list[Grou
     spreads = {(s.dataset_name, s.budget, s.arm): s for s in st.seed_spread(content.records)}
     compared = {(c.dataset_name, c.budget, c.arm, c.baseline): c for c in comparisons}
     groups = []
-    for dataset_name in content.datasets:
-        for budget in content.budgets(dataset_name):
-            rows = []
-            for arm in content.arms:
-                if spread := spreads.get((dataset_name, budget, arm)):
-                    found = [compared.get((dataset_name, budget, arm, b)) for b in st.BASELINES]
-                    rows.append(_row(spread, found))
-            note = _basis(content, dataset_name, budget)
-            groups.append(Group(title=f"{dataset_name}, {budget}", note=note, rows=tuple(rows)))
+    for dataset_name, budget in content.places:
+        rows = []
+        for arm in content.arms:
+            if spread := spreads.get((dataset_name, budget, arm)):
+                found = [compared.get((dataset_name, budget, arm, baseline)) for baseline in st.BASELINES]
+                rows.append(_row(spread, found))
+        note = _basis(content.at(dataset_name, budget))
+        groups.append(Group(title=f"{dataset_name}, {budget}", note=note, rows=rows))
     return groups
 
 
@@ -93,28 +87,23 @@ def _row(spread: st.SeedSpread, compared: Sequence[st.Comparison | None]) -> Row
         arm=spread.arm,
         score=wording.spread(spread.mean, spread.sd),
         seeds=str(len(spread.seeds)),
-        differences=tuple(_difference(c) if c else None for c in compared),
+        differences=[_difference(c) if c else None for c in compared],
     )
 
 
 def _difference(c: st.Comparison) -> Difference:
-    established = ("gain" if c.difference > 0 else "loss") if c.finding else ""
-    ends = wording.interval(c.low, c.high)
     return Difference(
         value=wording.signed(c.difference),
-        interval=ends,
-        alone=len(c.seeds) == 1,
+        interval=wording.marked_interval(c.low, c.high, [c.seeds]),
         basis=str(len(c.seeds)),
         equal_length=c.equal_length,
-        p=wording.p_value(c.p_holm),
-        established=established,
+        last=wording.p_value(c.p_holm),
+        established=("gain" if c.difference > 0 else "loss") if c.finding else "",
     )
 
 
-def _basis(content: Content, dataset_name: str, budget: str) -> str:
-    records = [r for r in content.records if (r.dataset_name, r.budget) == (dataset_name, budget)]
-    patients = len({score.patient for score in records[0].scores})
-    return f"{labelled(records)}, {wording.count(patients, 'test patient')}"
+def _basis(records: Sequence[RunRecord]) -> str:
+    return f"{labelled(records)}, {wording.count(len(records[0].patient_dice), 'test patient')}"
 
 
 def labelled(records: Sequence[RunRecord]) -> str:
@@ -129,56 +118,38 @@ def pooled(content: Content, overall: Sequence[st.Overall], comparisons: Sequenc
     """
     rankings = st.mean_ranks(content.records)
     by_key = {(o.budget, o.arm, o.baseline): o for o in overall}
+    verdicts = Counter((c.budget, c.arm, c.baseline, c.verdict) for c in comparisons)
     groups = []
     for budget in content.budgets():
-        tallies = st.wins_ties_losses(c for c in comparisons if c.budget == budget)
-        rows = []
+        rows, ranking = [], rankings.get(budget)
         for arm in content.arms:
             found = [by_key.get((budget, arm, baseline)) for baseline in st.BASELINES]
-            rank = ranking.ranks.get(arm) if (ranking := rankings.get(budget)) else None
+            rank = ranking.ranks.get(arm) if ranking else None
             if any(found) or rank is not None:
-                rows.append(_pooled_row(arm, rank, found, tallies))
+                score = wording.NOTHING if rank is None else f"{rank:.1f}"
+                differences = [_pooled_difference(o, verdicts) if o else None for o in found]
+                rows.append(Row(arm=arm, score=score, differences=differences))
         if rows:
-            note = f"ranks over {wording.basis(rankings[budget].seeds)}" if budget in rankings else "no ranks"
-            groups.append(Group(title=budget, note=note, rows=tuple(rows)))
+            note = f"ranks over {wording.basis(ranking.seeds)}" if ranking else "no ranks"
+            groups.append(Group(title=budget, note=note, rows=rows))
     return groups
 
 
-def _pooled_row(
-    arm: str,
-    rank: float | None,
-    found: Sequence[st.Overall | None],
-    tallies: Mapping[tuple[str, str], tuple[int, int, int]],
-) -> Row:
-    return Row(
-        arm=arm,
-        score=wording.NOTHING if rank is None else f"{rank:.1f}",
-        seeds="",
-        differences=tuple(_pooled_difference(o, tallies) if o else None for o in found),
-    )
-
-
-def _pooled_difference(o: st.Overall, tallies: Mapping[tuple[str, str], tuple[int, int, int]]) -> Difference:
-    ends = wording.interval(o.low, o.high)
+def _pooled_difference(o: st.Overall, verdicts: Mapping[tuple[str, str, str, st.Verdict], int]) -> Difference:
     return Difference(
         value=wording.signed(o.difference),
-        interval=ends,
-        alone=min(map(len, o.seeds)) == 1,
+        interval=wording.marked_interval(o.low, o.high, o.seeds),
         basis=f"{len(o.datasets)} / {wording.numbers(map(len, o.seeds))}",
         equal_length=o.equal_length,
-        tally=" / ".join(map(str, tallies[o.arm, o.baseline])),
+        last=" / ".join(str(verdicts[o.budget, o.arm, o.baseline, verdict]) for verdict in st.VERDICTS),
     )
 
 
 def transfers(content: Content) -> list[Group]:
     """Dataset -> (arm, number of tensors of each status)."""
     return [
-        Group(
-            title=dataset_name,
-            note="",
-            rows=tuple((arm, *(str(counts.get(s, wording.NOTHING)) for s in STATUSES)) for arm, counts in arms.items()),
-        )
-        for dataset_name, arms in content.facts.transfer.items()
+        Group(title=dataset_name, rows=[(arm, *(str(counts[s]) for s in STATUSES)) for arm, counts in arms.items()])
+        for dataset_name, arms in content.transfer.items()
     ]
 
 

@@ -55,7 +55,7 @@ def reaches(content: Content, baseline: str) -> list[Group]:
                 cells = tuple(_reach(one, arm, baseline) for arm in content.arms)
                 rows.append((budget, str(len(one.seeds)), cells))
         if rows:
-            groups.append(Group(title=dataset_name, note="", rows=tuple(rows)))
+            groups.append(Group(title=dataset_name, rows=rows))
     return groups
 
 

@@ -33,6 +33,17 @@ def interval(low: float, high: float) -> str:
     return NOTHING if isnan(low) or isnan(high) else f"{points(low)} to {points(high)}"
 
 
+def marked_interval(low: float, high: float, seeds: Iterable[Sequence[int]]) -> str:
+    """An interval, marked where that of a dataset in it is over patients alone: one shared seed.
+
+    Args:
+        low: lower end.
+        high: upper end.
+        seeds: shared seeds of each dataset.
+    """
+    return interval(low, high) + (ALONE if min(map(len, seeds)) == 1 else "")
+
+
 def p_value(value: float) -> str:
     """Three decimals, `<0.001` below."""
     return NOTHING if isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
