@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from hssl_nnunet import slurm, slurm_scripts
 from hssl_nnunet.cli_options import ListCommand
-from hssl_nnunet.errors import unknown_name
+from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.slurm_scripts import Allocation, Script
 
 slurm_app = typer.Typer(
@@ -44,9 +45,15 @@ def pretrain(
 ) -> None:
     """Run hssl pretrain, through torchrun where there are several processes; queued again before the time limit."""
     typed = _checked(ctx, "pretrain", ctx.args)
-    count = nodes * processes * typed["num_gpus"]
-    slurm.check_pretraining(typed["dataset"], typed["plans_name"], typed["configuration"], count)
-    script = slurm.pretraining(typed["dataset"], ctx.args, _allocation(sbatch, nodes, processes))
+    if nodes * processes > 1 and typed["num_gpus"] > 1:
+        raise HSSLError(
+            f"-num_gpus {typed['num_gpus']} beside --nodes {nodes} --processes {processes}: leave -num_gpus out, each "
+            "process takes a GPU of its own."
+        )
+    named = typed["dataset"], typed["plans_name"], typed["configuration"]
+    slurm.check_pretraining(*named, nodes * processes * typed["num_gpus"])
+    results = slurm.pretraining_folder(*named)
+    script = slurm.pretraining(typed["dataset"], ctx.args, results, _allocation(sbatch, nodes, processes))
     _finish([script], folder, submit)
 
 
@@ -54,11 +61,10 @@ def pretrain(
 def finetune(ctx: typer.Context, sbatch: Sbatch = "", folder: Folder = DEFAULT_FOLDER, submit: Submit = False) -> None:
     """Run hssl finetune, one fold a task of an array."""
     script = slurm.finetuning(_at_least(ctx, 3, "DATASET CONFIGURATION FOLD..."), _allocation(sbatch))
-    for words in script.commands:
-        typed = _checked(ctx, "finetune", words[2:])
-        names = ("dataset", "plans_name", "configuration", "fold", "scratch")
-        slurm.check_finetuning(*(typed[name] for name in names))
-    _finish([script], folder, submit)
+    names = ("dataset", "plans_name", "configuration", "fold", "scratch", "num_gpus")
+    tasks = [_checked(ctx, "finetune", words[2:]) for words in script.commands]
+    results = tuple(slurm.check_finetuning(*(typed[name] for name in names)) for typed in tasks)
+    _finish([replace(script, folders=results)], folder, submit)
 
 
 @slurm_app.command(

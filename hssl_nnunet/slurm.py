@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from hssl_nnunet.errors import HSSLError, unknown_name
-from hssl_nnunet.launch import PRETRAIN_TRAINER
+from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER, Training
 from hssl_nnunet.nnunet_plans import read_plans
-from hssl_nnunet.paths import WEIGHTS_FILE, dataset_name, model_folder, preprocessed_dir, results_dir
+from hssl_nnunet.paths import WEIGHTS_FILE, dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, DomainPlan, corpus_block, target_block
-from hssl_nnunet.preflight import check_fold, check_weights_file, data_folder, read_corpus_plans, read_target_plans
+from hssl_nnunet.preflight import (
+    check_batch,
+    check_fold,
+    check_weights_file,
+    data_folder,
+    read_corpus_plans,
+    read_target_plans,
+)
 from hssl_nnunet.ranks import check_shares
 from hssl_nnunet.remedies import corpus_command, preprocess_command, seed_command
 from hssl_nnunet.slurm_scripts import Allocation, Script
@@ -21,10 +28,17 @@ from hssl_nnunet.which_plans import corpus_plans_name, target_plans_name
 MOST_REQUEUES_OF_PREPROCESSING = 5
 
 
-def pretraining(corpus: str, arguments: Sequence[str], allocation: Allocation) -> Script:
-    """`hssl pretrain ARGUMENTS`, which name the corpus; after a requeue it goes on from its last checkpoint."""
+def pretraining(corpus: str, arguments: Sequence[str], folder: Path, allocation: Allocation) -> Script:
+    """`hssl pretrain ARGUMENTS`, which name the corpus; after a requeue it goes on from its last checkpoint.
+
+    Args:
+        corpus: id or name of the corpus.
+        arguments: of `hssl pretrain`.
+        folder: where it saves its checkpoints.
+        allocation: what it runs on.
+    """
     command = ("hssl", "pretrain", *arguments, *_resuming(arguments))
-    return Script(name=f"pretrain_{corpus}", commands=(command,), allocation=allocation)
+    return Script(name=f"pretrain_{corpus}", commands=(command,), allocation=allocation, folders=(folder,))
 
 
 def finetuning(arguments: Sequence[str], allocation: Allocation) -> Script:
@@ -107,14 +121,33 @@ def chain(
     block = check_pretraining(corpus, None, configuration, pretraining_on.nodes * pretraining_on.processes)
     for target in names:
         _check_target(target, plans_name, configuration, folds, block.domains[0])
-    model = model_folder(results_dir(), name, PRETRAIN_TRAINER, corpus_plans_name(name), configuration)
-    weights = str(model / "fold_all" / WEIGHTS_FILE)
-    first = pretraining(corpus, [corpus, "-c", configuration], pretraining_on)
+    folder = pretraining_folder(corpus, None, configuration)
+    first = pretraining(corpus, [corpus, "-c", configuration], folder, pretraining_on)
+    weights = str(folder / WEIGHTS_FILE)
     seeds = tuple(("hssl", "seed", "-d", n, "-w", weights, "-p", plans_name, "-c", configuration) for n in names)
     seeding = Script(name=f"seed_{corpus}", commands=seeds, allocation=seeding_on, after=(first.name,))
-    tuning = [finetuning([n, configuration, *folds, "-p", f"{plans_name}_HSSL"], finetuning_on).commands for n in names]
-    last = Script(name=f"finetune_{corpus}", commands=sum(tuning, ()), allocation=finetuning_on, after=(seeding.name,))
+    seeded = plans_name + SEEDED_SUFFIX
+    tuning = [finetuning([n, configuration, *folds, "-p", seeded], finetuning_on).commands for n in names]
+    last = Script(
+        name=f"finetune_{corpus}",
+        commands=sum(tuning, ()),
+        allocation=finetuning_on,
+        after=(seeding.name,),
+        folders=tuple(_finetuning(n, seeded, configuration, fold).folder for n in names for fold in folds),
+    )
     return [first, seeding, last]
+
+
+def pretraining_folder(corpus: str, plans_name: str | None, configuration: str) -> Path:
+    """Where a pretraining saves its checkpoints and its weights; arguments as of `check_pretraining`."""
+    name = _corpus_name(corpus)
+    return Training(
+        dataset=name,
+        configuration=configuration,
+        fold="all",
+        trainer=PRETRAIN_TRAINER,
+        plans_name=plans_name or corpus_plans_name(name),
+    ).folder
 
 
 def check_pretraining(corpus: str, plans_name: str | None, configuration: str, processes: int) -> CorpusBlock:
@@ -143,7 +176,9 @@ def check_pretraining(corpus: str, plans_name: str | None, configuration: str, p
     return block
 
 
-def check_finetuning(dataset: str, plans_name: str | None, configuration: str, fold: str, scratch: bool) -> None:
+def check_finetuning(
+    dataset: str, plans_name: str | None, configuration: str, fold: str, scratch: bool, num_gpus: int
+) -> Path:
     """Refuse the training of a fold that would end at its start, before it waits in a queue.
 
     Args:
@@ -152,19 +187,26 @@ def check_finetuning(dataset: str, plans_name: str | None, configuration: str, f
         configuration: one of the plans'.
         fold: 0 to 4 or `all`.
         scratch: without the weights.
+        num_gpus: GPUs that share it.
+
+    Returns:
+        Where it saves its checkpoints.
 
     Raises:
-        HSSLError: the target, its seeded plans, the configuration, its images or its weights are missing, or the fold
-            is wrong.
+        HSSLError: the target, its seeded plans, the configuration, its images or its weights are missing, the fold is
+            wrong, or there are more GPUs than images in a batch.
     """
     name = dataset_name(dataset)
-    plans_name = plans_name or target_plans_name(name)
+    plans_name = plans_name or target_plans_name(name, configuration)
     plans = read_target_plans(name, plans_name, configuration)
     path = preprocessed_dir() / name / f"{plans_name}.json"
     _check_fold(data_folder(path.parent, plans, configuration), fold)
     weights = target_block(plans, path).weights
     if not scratch:
         check_weights_file(weights, path, seed_command(name, None, plans_name, configuration))
+    if num_gpus > 1:
+        check_batch(path, configuration, num_gpus)
+    return _finetuning(name, plans_name, configuration, fold, SCRATCH_TRAINER if scratch else FINETUNE_TRAINER).folder
 
 
 def check_planned(dataset: str, plans_name: str, configuration: str) -> None:
@@ -197,6 +239,11 @@ def _check_target(name: str, plans_name: str, configuration: str, folds: Sequenc
         )
     for fold in folds:
         _check_fold(data_folder(preprocessed_dir() / name, plans, configuration), fold)
+
+
+def _finetuning(name: str, plans_name: str, configuration: str, fold: str, trainer: str = FINETUNE_TRAINER) -> Training:
+    fold = fold if fold == "all" else str(int(fold))  # as `hssl finetune` takes 01
+    return Training(dataset=name, configuration=configuration, fold=fold, trainer=trainer, plans_name=plans_name)
 
 
 def _corpus_name(corpus: str) -> str:

@@ -19,9 +19,15 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS
 
+SECONDS_FOR_OTHER_NODES = 60  # to end by themselves once one has; NCCL may wait for it until `ranks.LONGEST_WAIT`
 SECONDS_BEFORE_END = 180  # for the signal; a checkpoint is on disk at any time, so nothing has to be written then
 VARIABLES = (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS, "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
 RENDEZVOUS_PORT = "$((10000 + SLURM_JOB_ID % 20000))"  # two jobs of one first node do not meet
+SAVED = (
+    "saved() {  # the checkpoint that --c goes on from; one that is written anew is another file",
+    '  for name in final latest best; do ls -li "$folder/checkpoint_$name.pth" 2>/dev/null && return; done',
+    "}",
+)
 WORDS_OF_A_DIRECTIVE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # what sbatch reads as it stands
 
 
@@ -50,6 +56,8 @@ class Script:
         allocation: what it runs on.
         after: names of scripts that must have ended well before; where one does not, the job is cancelled.
         most_requeues: how often it is queued again when its time is up; None = as long as it takes.
+        folders: where each command saves its checkpoints; one that has saved none since it was started is not queued
+            again, for it would begin anew each time. Empty = it saves none.
     """
 
     name: str
@@ -57,6 +65,7 @@ class Script:
     allocation: Allocation = field(default_factory=Allocation)
     after: tuple[str, ...] = ()
     most_requeues: int | None = None
+    folders: tuple[Path, ...] = ()
 
 
 def render(script: Script, folder: Path) -> str:
@@ -66,7 +75,9 @@ def render(script: Script, folder: Path) -> str:
         script: the job.
         folder: where its logs go.
     """
-    cases = [f"{i}) set -- {shlex.join(_started(c, script.allocation))} ;;" for i, c in enumerate(script.commands)]
+    tasks = [f"set -- {shlex.join(_started(words, script.allocation))}" for words in script.commands]
+    for index, results in enumerate(script.folders):
+        tasks[index] += f"; folder={shlex.quote(str(results))}"
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {_directive(option)}" for option in _options(script, folder)),
@@ -77,8 +88,9 @@ def render(script: Script, folder: Path) -> str:
         *_requeueing(script),
         *(_meeting() if script.allocation.nodes > 1 else []),
         "case ${SLURM_ARRAY_TASK_ID:-0} in",
-        *cases,
+        *(f"{index}) {task} ;;" for index, task in enumerate(tasks)),
         "esac",
+        *(["before=$(saved)"] if script.folders else []),
         'echo "$*"',
         '"$@" &  # in the background, so that the trap runs at once',
         "pid=$!",
@@ -114,24 +126,35 @@ def _directive(option: str) -> str:
 
 def _requeueing(script: Script) -> list[str]:
     """What happens at USR1, which SLURM sends before the time limit: the job is queued again, and goes on."""
-    most = script.most_requeues
-    said = f"Time is nearly up, as {most} times before: not queued again. What is done stays; submit with more --time."
-    giving_up = [
-        f'  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {most} ]; then',
-        f'    echo "{said}"',
-        '    kill -TERM -- "-$pid"; wait "$pid"',
-        "    exit 1",
-        "  fi",
-    ]
+    refusals = []
+    if script.most_requeues is not None:
+        often = script.most_requeues
+        refusals.append((f'"${{SLURM_RESTART_COUNT:-0}}" -ge {often}', f"as {often} times before", ""))
+    if script.folders:
+        rarely = ", or lower `save_every` in the plans"
+        refusals.append(('"$(saved)" = "$before"', "and this start has saved no checkpoint", rarely))
     return [
+        *(SAVED if script.folders else []),
         "# SLURM sends USR1 before the time limit: the job is queued again and goes on from where it was",
         "again() {",
-        *(giving_up if most is not None else []),
+        *(line for refusal in refusals for line in _giving_up(*refusal)),
         '  echo "Time is nearly up: queued again."',
         '  kill -TERM -- "-$pid"; wait "$pid"',
         '  scontrol requeue "${job:-$SLURM_JOB_ID}"',
         "}",
         "trap again USR1",
+    ]
+
+
+def _giving_up(condition: str, why: str, remedy: str) -> list[str]:
+    """Where it would never end: it is not queued again."""
+    said = f"Time is nearly up, {why}: not queued again. What is done stays; submit with more --time{remedy}."
+    return [
+        f"  if [ {condition} ]; then",
+        f"    echo {shlex.quote(said)}",
+        '    kill -TERM -- "-$pid"; wait "$pid"',
+        "    exit 1",
+        "  fi",
     ]
 
 
@@ -154,7 +177,8 @@ def _started(words: Sequence[str], alloc: Allocation) -> list[str]:
         return [*start, "--standalone", *tail]
     # the rank of a node and the first host are known inside the step alone
     where = f'--nnodes={alloc.nodes} --node_rank="$SLURM_NODEID" --master_addr="$HSSL_HEAD" --master_port="$HSSL_PORT"'
-    return ["srun", "bash", "-c", f"exec {shlex.join(start)} {where} {shlex.join(tail)}"]
+    step = f"exec {shlex.join(start)} {where} {shlex.join(tail)}"
+    return ["srun", f"--wait={SECONDS_FOR_OTHER_NODES}", "bash", "-c", step]
 
 
 def write_scripts(scripts: Sequence[Script], folder: Path) -> list[Path]:

@@ -88,27 +88,30 @@ def test_a_task_runs_its_own_command_and_the_script_ends_as_it_does(tmp_path: Pa
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_several_nodes_meet_at_the_first_one(tmp_path: Path) -> None:
-    text = render(slurm.pretraining("900", ["900"], Allocation(nodes=2, processes=4)), tmp_path)
+    text = render(slurm.pretraining("900", ["900"], tmp_path, Allocation(nodes=2, processes=4)), tmp_path)
     programs = {
         "scontrol": "printf 'n1\\nn2\\n'",
-        "srun": 'echo "of $SRUN_CPUS_PER_TASK processors"; SLURM_NODEID=1 "$@"',
+        "srun": 'echo "of $SRUN_CPUS_PER_TASK processors, $1"; shift; SLURM_NODEID=1 "$@"',
         "torchrun": 'echo "torchrun: $*"',
     }
     variables = {"SLURM_JOB_ID": "1234567", "SLURM_CPUS_PER_TASK": "6"}
     said = run_as_task(text, tmp_path, 0, variables, **programs)
     assert "torchrun: --nproc_per_node=4 --nnodes=2 --node_rank=1 --master_addr=n1 --master_port=24567" in said
     assert f"{Path(sys.executable).parent / 'hssl'} pretrain 900 --c" in said
-    assert "of 6 processors" in said
+    assert "of 6 processors, --wait=60" in said
     # another job whose first node is the same one; none of its processors is asked for, hence srun's default stays
     other = run_as_task(text, tmp_path, 0, {"SLURM_JOB_ID": "1234568"}, **programs)
     assert "--master_port=24568" in other and "of  processors" in other
-    single = render(slurm.pretraining("900", ["900"], Allocation(processes=2)), tmp_path)
+    single = render(slurm.pretraining("900", ["900"], tmp_path, Allocation(processes=2)), tmp_path)
     assert "torchrun --nproc_per_node=2 --standalone" in single and "srun" not in single
 
 
-def asked_again(folder: Path, script: Script, restarts: int) -> tuple[int, str]:
-    """Exit code and words of a script whose time is nearly up when it has been queued again `restarts` times."""
-    programs = {"hssl": "echo begun; sleep 60", "scontrol": 'echo "scontrol $*"'}
+def asked_again(folder: Path, script: Script, restarts: int, work: str = "") -> tuple[int, str]:
+    """Exit code and words of a script whose time is nearly up when it has been queued again `restarts` times.
+
+    By then its command has done the `work`.
+    """
+    programs = {"hssl": f"{work}\necho begun; sleep 60", "scontrol": 'echo "scontrol $*"'}
     text = with_programs(render(script, folder), folder, **programs)
     environment = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     log = folder / "log"
@@ -129,8 +132,23 @@ def test_preprocessing_is_not_queued_again_for_ever(tmp_path: Path) -> None:
     assert "scontrol requeue 7" in said
     code, said = asked_again(tmp_path, script, slurm.MOST_REQUEUES_OF_PREPROCESSING)
     assert code == 1 and "requeue" not in said and "more --time" in said
-    _, said = asked_again(tmp_path, slurm.pretraining("900", ["900"], Allocation()), 1000)
-    assert "scontrol requeue 7" in said
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_training_is_queued_again_as_long_as_it_comes_to_a_checkpoint(tmp_path: Path) -> None:
+    results = tmp_path / "two words" / "fold_all"
+    results.mkdir(parents=True)
+    script = slurm.pretraining("900", ["900"], results, Allocation())
+    saving = f'cd "{results}"; touch new; mv new checkpoint_{{}}.pth'
+    for restarts, saved in ((0, "best"), (1, "latest"), (1000, "latest"), (1001, "final")):
+        _, said = asked_again(tmp_path, script, restarts, saving.format(saved))
+        assert "scontrol requeue 7" in said, saved
+    for work in ("", saving.format("best")):  # which --c does not go on from where there is a later kind
+        code, said = asked_again(tmp_path, script, 2, work)
+        assert code == 1 and "scontrol" not in said
+        assert "has saved no checkpoint: not queued again" in said and "lower `save_every`" in said
+    shutil.rmtree(results)
+    assert asked_again(tmp_path, script, 0)[0] == 1
 
 
 def test_spaces_and_quotes_are_written_as_sbatch_reads_them(tmp_path: Path) -> None:
@@ -169,7 +187,7 @@ def test_submitting_by_the_script_hands_on_the_ids_of_jobs_of_any_name(tmp_path:
 
 NETWORK = {"network_class_name": "a.b.PlainConvUNet"}
 CONFIGURATIONS = {
-    "3d_fullres": {"data_identifier": "images", "architecture": NETWORK},
+    "3d_fullres": {"data_identifier": "images", "architecture": NETWORK, "batch_size": 2},
     "3d_lowres": {"data_identifier": "small_images", "architecture": NETWORK},
     "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
 }
@@ -257,6 +275,38 @@ def test_processes_that_cannot_share_a_step_are_refused_before_they_wait_in_a_qu
     assert hssl_slurm(tmp_path / "slurm", *typed)[0] == 0
 
 
+def test_gpus_of_torchrun_and_of_the_command_are_not_both_named(
+    nnunet_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    write_corpus_plans(nnunet_folders, chunks_per_step=16)
+    code, said = hssl_slurm(tmp_path / "slurm", "pretrain", "--processes", "4", "900", "-num_gpus", "4")
+    assert code == 1 and "-num_gpus 4 beside --nodes 1 --processes 4: leave -num_gpus out" in said
+    assert not (tmp_path / "slurm").exists()
+
+
+def test_each_task_looks_for_its_own_checkpoints(nnunet_folders: dict[str, Path], tmp_path: Path) -> None:
+    write_corpus_plans(nnunet_folders)
+    write_target(nnunet_folders, "Dataset064_Seeded", "nnUNetPlans_HSSL")
+
+    def found(script: str, *typed: str) -> list[str]:
+        code, said = hssl_slurm(tmp_path, *typed)
+        assert code == 0, said
+        words = re.findall(r"; folder=(\S+) ;;", (tmp_path / f"{script}.sbatch").read_text())
+        return [str(Path(word).relative_to(nnunet_folders["nnUNet_results"])) for word in words]
+
+    pretraining = "Dataset900_Corpus/nnUNetTrainerHSSLPretrain__nnUNetPlans__3d_lowres/fold_all"
+    assert found("pretrain_900", "pretrain", "900", "-c", "3d_lowres") == [pretraining]
+    run = "Dataset064_Seeded/nnUNetTrainerHSSL{}__nnUNetPlans_HSSL__3d_fullres"
+    tuned = [f"{run.format('Finetune')}/fold_{fold}" for fold in ("1", "all")]
+    assert found("finetune_64", "finetune", "64", "3d_fullres", "01", "all") == tuned
+    scratch = ("finetune", "64", "3d_fullres", "0", "--scratch")
+    assert found("scratch_64", *scratch) == [f"{run.format('Scratch')}/fold_0"]
+    chained = [f"{run.format('Finetune').replace('064_Seeded', '061_Ball')}/fold_{fold}" for fold in ("0", "all")]
+    assert found("finetune_900", "chain", "900", "-t", "61", "-f", "0", "all") == chained
+    assert found("pretrain_900", "chain", "900", "-t", "61") == [pretraining.replace("lowres", "fullres")]
+    assert found("seed_900", "chain", "900", "-t", "61") == []
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone binds a process to processors")
 def test_worker_processes_stay_within_the_allocation() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
@@ -287,6 +337,8 @@ def test_options_may_come_before_the_corpus(nnunet_folders: dict[str, Path], tmp
         (("finetune", "61", "3d_lowres", "0", "-p", "nnUNetPlans"), "small_images does not exist"),
         (("finetune", "64", "3d_fullres", "0", "x"), "Fold 'x' is neither a number"),
         (("finetune", "64", "3d_fullres", "0", "7"), "There is no fold 7"),
+        (("finetune", "64", "3d_fullres", "0", "-num_gpus", "4"), "-num_gpus 4, but .* has a `batch_size` of 2"),
+        (("finetune", "61", "3d_lowres", "0"), "hssl seed -d Dataset061_Ball .* -c 3d_lowres"),
         (("preprocess", "-d", "61", "99"), "Dataset '99' was not found"),
         (("preprocess", "-d", "61", "--preset", "huge"), "Unknown preset 'huge'"),
         (("preprocess", "-d", "61", "-p", "Mine"), "has no Mine.json"),

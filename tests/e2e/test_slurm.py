@@ -14,6 +14,7 @@ import pytest
 import slurm_cluster
 from tiny_tasks import PLANS, PRETRAINING, TASKS, write_task
 
+from hssl_nnunet import slurm_scripts
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.slurm_scripts import Allocation, Script, submit, write_scripts
 
@@ -133,6 +134,32 @@ def test_two_nodes_pretrain_together_and_go_on_after_a_requeue(
     assert list(results.rglob("hssl.safetensors")), log[-4000:]
     assert "queued again" in log and log.count("torchrun") == 2
     assert EPOCHS <= log.count("Epoch time") < 2 * EPOCHS  # rank 0 alone speaks; the second start went on
+
+
+# the processes of the second node are lost, those of the first do not notice
+LOST = """
+import os, sys, time
+if os.environ["GROUP_RANK"] == "1":
+    sys.exit("lost")
+time.sleep(300)
+"""
+
+
+def test_a_node_that_is_lost_does_not_keep_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := slurm_cluster.why_not():
+        pytest.skip(reason)
+    monkeypatch.setattr(slurm_scripts, "SECONDS_FOR_OTHER_NODES", 3)
+    (tmp_path / "program.py").write_text(LOST)
+    script = Script(
+        name="lost", commands=((str(tmp_path / "program.py"),),), allocation=Allocation(nodes=2, processes=2)
+    )
+    with slurm_cluster.hosts(tmp_path, 2) as nodes:
+        with slurm_cluster.cluster(tmp_path / "cluster", nodes, slurm_cluster.BRIDGE) as variables:
+            shell = shell_of(variables)
+            monkeypatch.setenv("SLURM_CONF", variables["SLURM_CONF"])
+            job = submit([script], write_scripts([script], tmp_path / "slurm"))[script.name]
+            wait_for("the end", lambda: not queued(shell), seconds=150)
+            assert "JobState=FAILED" in shell("scontrol", "show", "job", job)
 
 
 def test_what_sbatch_refuses_is_said(
