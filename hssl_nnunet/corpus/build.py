@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from hssl_nnunet.corpus.candidates import (
     without_duplicates,
     without_excluded,
 )
-from hssl_nnunet.corpus.cases import dataset_id
-from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, deepest, read_sources
+from hssl_nnunet.corpus.cases import dataset_id, folders_of_id
+from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, read_sources
 from hssl_nnunet.corpus.fingerprint import worker_pool
 from hssl_nnunet.corpus.former import former_corpus, kept_groups, kept_pretraining, weights_note
 from hssl_nnunet.corpus.hierarchy import Groups, build_hierarchy
@@ -32,7 +31,7 @@ from hssl_nnunet.corpus.patients import parse_patient_regexes, shared_patients_n
 from hssl_nnunet.corpus.summary import DomainFingerprint
 from hssl_nnunet.corpus.writing import summaries, write_corpus
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, preprocessed_dir
+from hssl_nnunet.paths import DATASET_WORDS, preprocessed_dir, raw_dir
 from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan, preset_of_plans
 from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.remedies import preprocess_command
@@ -76,7 +75,7 @@ class CorpusReport:
 def build_corpus(
     datasets: Sequence[str | int],
     output_id: int,
-    name: str | None = None,
+    name: str = "Corpus",
     *,
     plans_name: str | None = None,
     configuration: str = "3d_fullres",
@@ -94,7 +93,7 @@ def build_corpus(
     Args:
         datasets: ids or names of the domains, in the order they get in the corpus.
         output_id: dataset id of the corpus.
-        name: name of the corpus, `Corpus` if None.
+        name: name of the corpus.
         plans_name: plans file that every domain has, and the corpus gets; None = see `read_sources`.
         configuration: configuration of these plans that every domain was preprocessed for.
         hierarchy_file: see `hierarchy.HierarchyFile`; None = MSD table, else derived.
@@ -110,12 +109,11 @@ def build_corpus(
     Raises:
         HSSLError: wrong input; nothing has been written then.
     """
-    dataset_name = _free_dataset_name(output_id, name or "Corpus", overwrite)
+    dataset_name = _free_dataset_name(output_id, name, overwrite)
     sources = read_sources(datasets, plans_name, configuration)
-    body = deepest(sources)
-    plans_name = sources[0].plans_name
+    body = max(sources, key=lambda s: s.n_stages)  # the first of the deepest
     folder = preprocessed_dir() / dataset_name
-    former = former_corpus(folder, plans_name)
+    former = former_corpus(folder, body.plans_name)
     pretraining, value_notes = kept_pretraining(former, preset_of_plans(body.plans), pretraining_overrides)
     patterns = parse_patient_regexes(patient_regex, [s.dataset.name for s in sources])
     images, problems, notes = _admitted(sources, patterns, exclude_file, exclude_contents, num_processes)
@@ -124,14 +122,13 @@ def build_corpus(
     by_hand, hand_notes = kept_groups(None if hierarchy_file else former, derived)
     hierarchy, group_notes = build_hierarchy(fingerprints, hierarchy_file, by_hand)
     groups = regroup(hierarchy) if regroup else hierarchy
-    block = _block(sources, plans_name, fingerprints, groups, pretraining)
+    block = _block(sources, fingerprints, groups, pretraining)
     if former is not None:
         block = replace(block, weights=former.block.weights, weights_sha256=former.block.weights_sha256)
-    plans = corpus_plans(body, block, dataset_name=dataset_name, plans_name=plans_name, configuration=configuration)
+    plans = corpus_plans(dataset_name, body, block)
     write_corpus(folder, plans, body, images, fingerprints, groups, derived)
-    told = [*notes, *value_notes, *weights_note(former), *hand_notes, *group_notes]
-    measured = tuple(fingerprints.values())
-    return CorpusReport(dataset_name, folder, block, measured, tuple(problems), tuple(told), configuration)
+    told = (*notes, *value_notes, *weights_note(former), *hand_notes, *group_notes)
+    return CorpusReport(dataset_name, folder, block, tuple(fingerprints.values()), tuple(problems), told, configuration)
 
 
 def corpus_table(report: CorpusReport) -> Table:
@@ -159,11 +156,9 @@ def _free_dataset_name(output_id: int, name: str, overwrite: bool) -> str:
             f"-o {output_id} -n {name!r}: expected an id from 1 to 999 and a name of letters, digits, _ and -."
         )
     dataset_name = f"Dataset{output_id:03d}_{name}"
-    bases = {v: Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)}
-    for variable, base in bases.items():
-        for folder in sorted(base.glob(f"Dataset{output_id:03d}_*")):
-            if folder.name != dataset_name or variable == ENV_RAW:
-                raise HSSLError(f"Dataset id {output_id} is taken by {folder}. Choose another id with -o.")
+    for folder in folders_of_id(output_id):
+        if folder.name != dataset_name or folder.parent == raw_dir():
+            raise HSSLError(f"Dataset id {output_id} is taken by {folder}. Choose another id with -o.")
     folder = preprocessed_dir() / dataset_name
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MANIFEST).is_file():
@@ -198,7 +193,6 @@ def _admitted(
 
 def _block(
     sources: Sequence[Source],
-    plans_name: str,
     fingerprints: Mapping[str, DomainFingerprint],
     groups: Mapping[str, Groups],
     pretraining: PretrainingPlan,
@@ -206,7 +200,7 @@ def _block(
     domains = tuple(
         DomainPlan(
             dataset_name=s.dataset.name,
-            plans_name=plans_name,
+            plans_name=s.plans_name,
             data_identifier=s.configuration["data_identifier"],
             modality=fingerprints[s.dataset.name].modality,
             groups=groups[s.dataset.name],

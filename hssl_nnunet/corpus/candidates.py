@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hssl_nnunet.corpus.cases import SHOWN, Case, RawDataset, changed_at, dataset_id
+from hssl_nnunet.corpus.cases import Case, RawDataset, changed_at, dataset_id, listed
 from hssl_nnunet.corpus.domain_plans import Source
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Mapper, Result, fingerprint_files
 from hssl_nnunet.corpus.integrity import QUARANTINE_FILE, Problem, channel_finding, read_quarantine
@@ -65,27 +65,20 @@ class Image:
 def measured_candidates(
     domain: int, source: Source, patterns: Mapping[str, re.Pattern[str]], mapper: Mapper
 ) -> list[Candidate]:
-    """All raw cases of a domain, measured; those already measured are not read again.
-
-    Args:
-        domain: index of the source.
-        source: the domain.
-        patterns: patient regexes by dataset name.
-        mapper: see `fingerprint.worker_pool`.
+    """All raw cases of a domain, the source of that index, measured; those already measured are not read again.
 
     Raises:
         HSSLError: a case's name does not match the dataset's patient regex.
     """
     dataset = source.dataset
-    cases = [(c, True) for c in dataset.labelled] + [(c, False) for c in dataset.unlabelled]
-    patients = [patient_of(case.name, dataset.name, patterns) for case, _ in cases]  # fails before images are read
-    files = [str(image) for case, _ in cases for image in case.images]
+    patients = [patient_of(case.name, dataset.name, patterns) for case in dataset.cases]  # fails before images are read
+    files = [str(image) for case in dataset.cases for image in case.images]
     cache_file = preprocessed_dir() / dataset.name / CACHE_FILE
     measured = fingerprint_files(files, cache_file=cache_file, mapper=mapper)
     quarantine = _quarantine(dataset)
     return [
-        _candidate(domain, source, case, patient, labelled, measured, quarantine)
-        for (case, labelled), patient in zip(cases, patients, strict=True)
+        _candidate(domain, source, case, patient, measured, quarantine)
+        for case, patient in zip(dataset.cases, patients, strict=True)
     ]
 
 
@@ -107,13 +100,13 @@ def _quarantine(dataset: RawDataset) -> Quarantine:
 
 
 def _candidate(
-    domain: int, source: Source, case: Case, patient: str, labelled: bool, measured: Measured, quarantine: Quarantine
+    domain: int, source: Source, case: Case, patient: str, measured: Measured, quarantine: Quarantine
 ) -> Candidate:
     name, identifier = source.dataset.name, source.configuration["data_identifier"]
-    folder = identifier if labelled else unlabelled_folder(identifier)
+    folder = unlabelled_folder(identifier) if case.mask is None else identifier
     preprocessed = str(PurePosixPath(name, folder, f"{case.name}.b2nd"))
     results = [measured[str(file)] for file in case.images]
-    held = [quarantine[str(file)] for file in (*case.images, case.mask) if str(file) in quarantine]
+    held = [quarantine[str(file)] for file in case.files if str(file) in quarantine]
     bad = [p for problems, _ in held for p in problems]
     outdated = any(newer for _, newer in held)
     return Candidate(
@@ -121,7 +114,7 @@ def _candidate(
         dataset_name=name,
         case=case,
         patient=patient,
-        labelled=labelled,
+        labelled=case.mask is not None,
         preprocessed=preprocessed,
         channels=tuple(c for result in results if not isinstance(result, BadImage) for c in result),
         problems=tuple(bad or _problems(source, case, results, preprocessed, outdated)),
@@ -158,9 +151,7 @@ def joined_problems(problems: Iterable[Problem]) -> list[Problem]:
 def _joined(problems: Sequence[Problem]) -> Problem:
     if len(problems) == 1:
         return problems[0]
-    names = ", ".join(p.case for p in problems[:SHOWN])
-    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return replace(problems[0], case=names + more, file=str(Path(problems[0].file).parents[1]))
+    return replace(problems[0], case=listed([p.case for p in problems]), file=str(Path(problems[0].file).parents[1]))
 
 
 def subjects_of(candidates: Sequence[Candidate]) -> list[Subject]:
@@ -193,12 +184,11 @@ def without_excluded(
 def images_of(candidates: Sequence[Candidate], sources: Sequence[Source]) -> list[Image]:
     """The channels of all candidates without a problem."""
     images = []
-    for candidate in candidates:
+    for candidate in (c for c in candidates if not c.problems):
         channel_names = sources[candidate.domain].dataset.dataset_json["channel_names"]
         names = [channel_names[key] for key in sorted(channel_names, key=int)]
-        if not candidate.problems:
-            channels = zip(candidate.channels, names, strict=True)
-            images += [Image(candidate, i, f, modality_of(n)) for i, (f, n) in enumerate(channels)]
+        channels = zip(candidate.channels, names, strict=True)
+        images += [Image(candidate, i, f, modality_of(n)) for i, (f, n) in enumerate(channels)]
     return images
 
 
@@ -224,13 +214,9 @@ def orphan_notes(sources: Sequence[Source], candidates: Sequence[Candidate]) -> 
     notes = []
     for source in sources:
         name, identifier = source.dataset.name, source.configuration["data_identifier"]
-        files = [
-            file
-            for folder in (identifier, unlabelled_folder(identifier))
-            for file in sorted((preprocessed_dir() / name / folder).glob("*.b2nd"))
-            if not file.name.endswith("_seg.b2nd")
-        ]
-        orphans = [f.stem for f in files if str(PurePosixPath(name, f.parent.name, f.name)) not in known]
+        folders = [preprocessed_dir() / name / folder for folder in (identifier, unlabelled_folder(identifier))]
+        files = [f for folder in folders for f in sorted(folder.glob("*.b2nd")) if not f.stem.endswith("_seg")]
+        orphans = [f.stem for f in files if f.relative_to(preprocessed_dir()).as_posix() not in known]
         if orphans:
             notes.append(
                 f"{len(orphans)} preprocessed case(s) of {name} have no raw image and were left out: "

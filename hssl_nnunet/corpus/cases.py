@@ -6,14 +6,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hssl_nnunet.corpus.dataset_json import read_dataset_json
 from hssl_nnunet.corpus.manifest import MANIFEST
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.paths import dataset_name, preprocessed_dir, raw_dir
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, dataset_name, preprocessed_dir, raw_dir
 
 SHOWN = 10  # cases named in one message
 
@@ -32,6 +32,11 @@ class Case:
     images: tuple[Path, ...]
     mask: Path | None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its images, and the mask where it has one."""
+        return self.images if self.mask is None else (*self.images, self.mask)
+
 
 @dataclass(frozen=True)
 class RawDataset:
@@ -45,7 +50,6 @@ class RawDataset:
         unlabelled: all other cases of imagesTr, and those of imagesTs.
         stray: visible image files whose name lacks the channel suffix, as `_0000`.
         orphans: masks of labelsTr whose image is not in imagesTr; empty if `labels` is {}.
-        notes: what the user may not expect of the cases.
     """
 
     name: str
@@ -57,6 +61,11 @@ class RawDataset:
     orphans: tuple[Path, ...]
 
     @property
+    def cases(self) -> tuple[Case, ...]:
+        """All cases, the labelled ones first."""
+        return self.labelled + self.unlabelled
+
+    @property
     def maskless(self) -> tuple[Case, ...]:
         """Cases of imagesTr that lack a mask, in a dataset that has some."""
         return tuple(c for c in self.unlabelled if self.labelled and c.images[0].parent.name == "imagesTr")
@@ -64,21 +73,17 @@ class RawDataset:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user may not expect of the cases."""
-        if not self.dataset_json["labels"]:
-            return ()
-        masks = self.folder / "labelsTr"
-        if not self.labelled:
+        masks, names = self.folder / "labelsTr", [c.name for c in self.maskless]
+        if self.dataset_json["labels"] and not self.labelled:
             return (
                 f"{self.name}: dataset.json names labels, but {masks} holds no mask of an image: its images are "
                 "treated as images without masks.",
             )
-        names = [c.name for c in self.maskless]
         if not names:
             return ()
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         return (
             f"{self.name}: {len(names)} image(s) of imagesTr have no mask in {masks} and are treated as images without "
-            f"masks: {', '.join(names[:SHOWN])}{more}.",
+            f"masks: {listed(names)}.",
         )
 
 
@@ -94,6 +99,23 @@ def dataset_id(name: str) -> int:
     return int(match[1])
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names for a message: the first ones, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def visible_files(folder: Path, ending: str) -> list[Path]:
+    """Files of a folder by name; none if it is missing. Hidden ones are macOS' attribute files `._name`, not images."""
+    return sorted(p for p in folder.glob(f"*{ending}") if not p.name.startswith("."))
+
+
+def folders_of_id(number: int) -> list[Path]:
+    """The folders of datasets with this id, in each of nnU-Net's folders that is set."""
+    bases = [Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)]
+    return [folder for base in bases for folder in sorted(base.glob(f"Dataset{number:03d}_*"))]
+
+
 def changed_at(path: Path) -> float:
     """Seconds of the last change of a file's content or place; a copy with an old modification time counts as new."""
     status = path.stat()
@@ -101,12 +123,7 @@ def changed_at(path: Path) -> float:
 
 
 def datasets_called(text: str, dataset_names: Sequence[str]) -> list[str]:
-    """The datasets that a user may mean by their id (`4`, `004`), full name, or the part after `DatasetXXX_`.
-
-    Args:
-        text: what the user wrote, in any case.
-        dataset_names: full names.
-    """
+    """The datasets that a user may mean by id (`4`, `004`), full name or what follows `DatasetXXX_`, in any case."""
     wanted = str(int(text)) if text.isdecimal() else text.lower()
     return [
         name
@@ -132,9 +149,9 @@ def read_raw_dataset(dataset_name_or_id: str | int) -> RawDataset:
     if not training and not test:
         raise _without_images(folder, dataset_json["file_ending"], stray + stray_test)
     labelled, maskless, orphans = _by_mask(folder, dataset_json, training, stray)
-    unlabelled = [Case(c.name, c.images, None) for c in maskless] + test
-    strays = tuple(stray + stray_test)
-    return RawDataset(name, folder, dataset_json, tuple(labelled), tuple(unlabelled), strays, tuple(orphans))
+    unlabelled = (*(replace(c, mask=None) for c in maskless), *test)
+    strays = (*stray, *stray_test)
+    return RawDataset(name, folder, dataset_json, tuple(labelled), unlabelled, strays, tuple(orphans))
 
 
 def _not_raw(name: str) -> HSSLError:
@@ -158,10 +175,9 @@ def _without_images(folder: Path, file_ending: str, stray: list[Path]) -> HSSLEr
 
 def _training_cases(folder: Path, dataset_json: dict[str, Any]) -> tuple[list[Case], list[Path]]:
     if "dataset" in dataset_json:  # nnU-Net's own way to name files that lie anywhere
-        listed = dataset_json["dataset"].items()
         cases = [
             Case(name, tuple(_absolute(folder, i) for i in files["images"]), _absolute(folder, files["label"]))
-            for name, files in listed
+            for name, files in dataset_json["dataset"].items()
         ]
         return cases, []
     return _cases_of(folder / "imagesTr", dataset_json, folder / "labelsTr")
@@ -181,7 +197,7 @@ def _cases_of(folder: Path, dataset_json: dict[str, Any], masks: Path | None = N
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
     files: dict[str, dict[int, Path]] = defaultdict(dict)
     stray = []
-    for file in sorted(p for p in folder.glob(f"*{ending}") if not p.name.startswith(".")):
+    for file in visible_files(folder, ending):
         match = pattern.fullmatch(file.name)
         if match is None:
             stray.append(file)
@@ -205,7 +221,7 @@ def _by_mask(
     if "dataset" in dataset_json:  # a mask that is named and missing is for `check_case` to refuse
         return training, [], []
     ending = dataset_json["file_ending"]
-    masks = {p.name: p for p in sorted((folder / "labelsTr").glob(f"*{ending}")) if not p.name.startswith(".")}
+    masks = {p.name: p for p in visible_files(folder / "labelsTr", ending)}
     labelled = [c for c in training if c.name + ending in masks]
     maskless = [c for c in training if c.name + ending not in masks]
     wanted = {c.name + ending for c in labelled} | {file.name for file in stray}  # a stray file is told by itself

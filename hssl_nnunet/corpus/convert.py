@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,10 @@ from typing import Any
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from hssl_nnunet.corpus.cases import folders_of_id, visible_files
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.paths import DATASET_WORDS, ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
+from hssl_nnunet.files import cannot, read_json, write_json
+from hssl_nnunet.paths import DATASET_WORDS, ENV_RAW, raw_dir
 
 logger = logging.getLogger(__name__)
 
@@ -52,20 +52,18 @@ def convert_msd(source: str | Path, dataset_id: int | None = None, *, overwrite:
     source = Path(source).resolve()
     msd_json = _read_msd_json(source)
     task_id, name = _task_of(source)
-    target_name = f"Dataset{_valid_id(task_id if dataset_id is None else dataset_id):03d}_{name}"
-    target = raw_dir() / target_name
-    _check_target(target, overwrite)
-    images = _visible_files(source / "imagesTr")
+    target = _free_target(task_id if dataset_id is None else dataset_id, name, overwrite)
+    images = visible_files(source / "imagesTr", FILE_ENDING)
     if not images:
         raise HSSLError(f"{source / 'imagesTr'} holds no {FILE_ENDING} image. Check that the task was unpacked whole.")
     dataset_json = _to_nnunet_json(msd_json, len(images), source)
     with _folder_written_whole(target) as folder:
         channels = len(dataset_json["channel_names"])
         _convert_images(images, folder / "imagesTr", channels)
-        _convert_images(_visible_files(source / "imagesTs"), folder / "imagesTs", channels)
+        _convert_images(visible_files(source / "imagesTs", FILE_ENDING), folder / "imagesTs", channels)
         _copy_masks(source, folder, dataset_json)
         write_json(folder / "dataset.json", dataset_json)
-    return target_name
+    return target.name
 
 
 def _read_msd_json(source: Path) -> dict[str, Any]:
@@ -107,26 +105,17 @@ def _task_of(source: Path) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def _valid_id(dataset_id: int) -> int:
+def _free_target(dataset_id: int, name: str, overwrite: bool) -> Path:
+    """The folder to write; an existing one is refused, and so is an id that another dataset has in any folder."""
     if not 1 <= dataset_id <= 999:
         raise HSSLError(f"Dataset id {dataset_id} is not in 1 to 999. Give another one with `-d ID`.")
-    return dataset_id
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuse an existing target, and an id that another dataset has in any of nnU-Net's folders."""
-    prefix = target.name.split("_")[0] + "_"
-    folders = [Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)]
-    others = {p.name for f in folders if f.is_dir() for p in f.glob(prefix + "*")} - {target.name}
+    target = raw_dir() / f"Dataset{dataset_id:03d}_{name}"
+    others = {folder.name for folder in folders_of_id(dataset_id)} - {target.name}
     if others:
         raise HSSLError(f"The id of {target.name} is taken by {', '.join(sorted(others))}. Give another with `-d ID`.")
     if target.exists() and not overwrite:
         raise HSSLError(f"{target} exists. Convert to another id with `-d ID`, or replace it with `--overwrite`.")
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """Images of a folder, sorted; none if it is missing. `._name` are macOS' attribute files, not images."""
-    return sorted(p for p in folder.glob(f"*{FILE_ENDING}") if not p.name.startswith("."))
+    return target
 
 
 def _to_nnunet_json(msd_json: dict[str, Any], num_training: int, source: Path) -> dict[str, Any]:
@@ -150,7 +139,7 @@ def _convert_images(files: list[Path], folder: Path, channels: int) -> None:
     if not files:
         return
     folder.mkdir(parents=True)
-    for file in tqdm(files, desc=f"Converting {folder.name}", disable=not sys.stderr.isatty()):
+    for file in tqdm(files, desc=f"Converting {folder.name}", disable=None):
         _convert_image(file, folder, channels)
 
 
@@ -159,9 +148,9 @@ def _convert_image(file: Path, folder: Path, channels: int) -> None:
     case = file.name.removesuffix(FILE_ENDING)
     try:
         image = _read_if_4d(file, channels)
-    except RuntimeError as error:  # SimpleITK's only exception for anything unreadable
-        if isinstance(error, HSSLError):
-            raise
+    except HSSLError:
+        raise
+    except RuntimeError:  # SimpleITK's only exception for anything unreadable
         logger.warning("%s cannot be read and is copied as it is; `hssl plan_and_preprocess` will quarantine it.", file)
         image = None
     if image is None:
@@ -187,7 +176,7 @@ def _read_if_4d(file: Path, channels: int) -> sitk.Image | None:
 
 
 def _copy_masks(source: Path, folder: Path, dataset_json: dict[str, Any]) -> None:
-    masks = _visible_files(source / "labelsTr")
+    masks = visible_files(source / "labelsTr", FILE_ENDING)
     if not masks:
         if dataset_json["labels"]:
             raise HSSLError(
@@ -212,9 +201,7 @@ def _folder_written_whole(target: Path) -> Iterator[Path]:
             target.rename(old)
         temporary.rename(target)
     except OSError as error:
-        raise HSSLError(
-            f"Cannot write {target}: {error.strerror or error}. Free space or permissions, run it again."
-        ) from error
+        raise cannot("write", target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

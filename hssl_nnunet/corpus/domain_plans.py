@@ -141,14 +141,7 @@ def _read_source(dataset: RawDataset, plans_name: str, configuration: str) -> So
     return Source(dataset, plans, plans_name, resolved, configuration)
 
 
-def deepest(sources: Sequence[Source]) -> Source:
-    """The source with most resolution levels, the first of equals: its configuration is the body of the corpus'."""
-    return max(sources, key=lambda s: s.n_stages)
-
-
-def corpus_plans(
-    body: Source, block: CorpusBlock, *, dataset_name: str, plans_name: str, configuration: str
-) -> dict[str, Any]:
+def corpus_plans(dataset_name: str, body: Source, block: CorpusBlock) -> dict[str, Any]:
     """Plans that stock `nnUNetv2_train` accepts for the corpus: those of `body` for one channel, with our block.
 
     Only the `hssl` block describes the domains; the body is what nnU-Net itself reads (network, batch size, patch).
@@ -159,8 +152,8 @@ def corpus_plans(
     intensities = dict(list(body.plans["foreground_intensity_properties_per_channel"].items())[:1])
     return body.plans | {
         "dataset_name": dataset_name,
-        "plans_name": plans_name,
-        "configurations": {configuration: entry},
+        "plans_name": body.plans_name,
+        "configurations": {body.configuration_name: entry},
         "foreground_intensity_properties_per_channel": intensities,
         "hssl": to_json(block),
     }

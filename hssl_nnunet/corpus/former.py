@@ -103,10 +103,7 @@ def kept_pretraining(
 ) -> tuple[PretrainingPlan, list[str]]:
     """The preset's values with those of the former plans that their own preset does not have, and a note on these.
 
-    Args:
-        former: the corpus that is about to be replaced; None = there is none.
-        preset: that of the plans to come.
-        overrides: values that were asked for now; they go before all former ones.
+    Values that are asked for now (`overrides`) go before all former ones.
 
     Raises:
         HSSLError: a value is wrong or unknown.
@@ -145,9 +142,7 @@ def _edited(values: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
 def kept_groups(former: Former | None, derived: Mapping[str, Groups]) -> tuple[dict[str, Groups], list[str]]:
     """Groups of the former plans that a person gave, in a file or by editing the plans, and a note on them.
 
-    Args:
-        former: the corpus that is about to be replaced; None = there is none.
-        derived: groups that the domains to come have without a person's, by dataset name.
+    `derived` are those that the domains to come have without a person's, by dataset name.
     """
     if former is None:
         return {}, []

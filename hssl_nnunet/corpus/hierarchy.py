@@ -100,17 +100,13 @@ def read_hierarchy(path: str | Path, dataset_names: Sequence[str]) -> dict[str, 
         "missing": [name for name in dataset_names if name not in hits],
         "named twice": sorted({name for name in hits if hits.count(name) > 1}),
     }
-    _raise_faults(path, faults, f"The corpus has {', '.join(dataset_names)}.")
+    told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
+    if told:
+        raise HSSLError(f"{path}: {told}. The corpus has {', '.join(dataset_names)}.")
     levels = {key: len(groups) for key, groups in file.groups.items()}
     if len(set(levels.values())) > 1:
         raise HSSLError(f"{path}: every dataset needs the same number of group levels, got {levels}.")
     return {names[0]: file.groups[key] for key, names in found.items()}
-
-
-def _raise_faults(path: str | Path, faults: Mapping[str, Sequence[str]], hint: str) -> None:
-    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
-    if text:
-        raise HSSLError(f"{path}: {text}. {hint}")
 
 
 def _msd_groups(domains: Mapping[str, DomainFingerprint]) -> tuple[dict[str, Groups], list[str]]:

@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def take_over(
         about: the raw dataset's dataset.json.
         before: the plans files of the dataset as they were before this run.
     """
-    files = [folder / (case.name + suffix) for case in cases for suffix in SUFFIXES]
+    files = [file for case in cases for file in _outputs(folder, case)]
     missing = next((f"{f.name} is missing" for f in files if not f.is_file()), None)
     why = missing or _other_files(folder, cases, about)
     why = why or _other_plans(folder.name, min(f.stat().st_mtime for f in files), recipe, before)
@@ -182,15 +182,15 @@ def _other_files(folder: Path, cases: Sequence[Case], about: Path) -> str | None
     for case in cases:
         if not _is_current(folder, case):
             return f"the image or mask of {case.name} is newer"
-        if not all(_is_whole(folder / f"{case.name}{suffix}") for suffix in ("_seg.b2nd", ".b2nd")):
-            return f"the files of {case.name} are damaged"
-        if not (folder / f"{case.name}.pkl").read_bytes().endswith(pickle.STOP):
+        if not all(map(_is_whole, _outputs(folder, case))):
             return f"the files of {case.name} are damaged"
     return None
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file holds all its chunks, and the last of them can be unpacked."""
+    """Whether a pickle has its end; whether an array holds all its chunks, and the last of them can be unpacked."""
+    if path.suffix == ".pkl":
+        return path.read_bytes().endswith(pickle.STOP)
     try:
         array = blosc2.open(str(path), mode="r")
         chunks = math.prod(math.ceil(n / c) for n, c in zip(array.shape, array.chunks, strict=True))
@@ -206,22 +206,24 @@ def date_kept(path: Path) -> Iterator[None]:
 
     Plans that nnU-Net's planner makes again and again stay older than the images that were made with them.
     """
-    try:
-        content, date = (read_json(path), path.stat().st_mtime_ns) if path.is_file() else (None, 0)
-    except HSSLError:  # damaged: about to be replaced
-        content, date = None, 0
+    content, date = None, 0
+    with suppress(HSSLError):  # missing, or damaged and about to be replaced
+        content, date = read_json(path), path.stat().st_mtime_ns
     yield
     if content is not None and read_json(path) == content:
         os.utime(path, ns=(date, date))
 
 
+def _outputs(folder: Path, case: Case) -> list[Path]:
+    return [folder / (case.name + suffix) for suffix in SUFFIXES]
+
+
 def _is_current(folder: Path, case: Case) -> bool:
     """Whether a case's files are all there, made of its raw files as they are."""
-    outputs = [folder / (case.name + suffix) for suffix in SUFFIXES]
+    outputs = _outputs(folder, case)
     if not all(o.is_file() for o in outputs):
         return False
-    raw = [f for f in (*case.images, case.mask) if f is not None]
-    return min(o.stat().st_mtime for o in outputs) > max(changed_at(f) for f in raw)
+    return min(o.stat().st_mtime for o in outputs) > max(map(changed_at, case.files))
 
 
 def _preprocess_case(case: Case, plans: PlansManager, configuration: str, folder: Path, json: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,29 +23,18 @@ def default_processes() -> int:
     return max(1, min(int(default_num_processes), available_cpus()))
 
 
-def on_terminal() -> bool:
-    """Whether a progress bar would be seen."""
-    return sys.stderr.isatty()
-
-
 def map_cases(function: Callable[[T], R], cases: Sequence[T], num_processes: int, description: str) -> Iterator[R]:
-    """Yield `function(case)` in the order of `cases`; with one process nothing is started.
-
-    Args:
-        function: picklable where `num_processes` > 1.
-        cases: the arguments.
-        num_processes: worker processes, started by `spawn` as nnU-Net's.
-        description: title of the progress bar.
+    """Yield `function(case)` in the order of `cases`; with one process nothing is started, with more it is pickled.
 
     Raises:
         HSSLError: a worker was killed, in general for want of memory.
     """
     workers = min(num_processes, len(cases))
-    progress = {"total": len(cases), "desc": description, "disable": not on_terminal()}
+    progress = {"total": len(cases), "desc": description, "disable": None}  # None: shown on a terminal alone
     if workers <= 1:
         yield from tqdm(map(function, cases), **progress)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:  # as nnU-Net's
         try:
             yield from tqdm(pool.map(function, cases), **progress)
         except BrokenProcessPool:

@@ -116,19 +116,13 @@ def read_exclusions(path: str | Path) -> list[str]:
 def excluded_subjects(
     subjects: Sequence[Subject], lines: Sequence[str], source: str | Path | None, contents: Collection[str] = ()
 ) -> set[int]:
-    """Indices of the subjects that `lines` exclude, or that show an image of `contents`.
+    """Indices of the subjects that `lines` exclude, or that show an image of `contents`, which need not occur.
 
     Whoever is excluded takes along every case of the same patient and every case that shares an image (the same
     content hash), in every domain, and these take along theirs in turn: nothing of an excluded person stays.
 
-    Args:
-        subjects: every case.
-        lines: of an exclusion file.
-        source: the file, for the error.
-        contents: content hashes that nothing may show; they need not occur.
-
     Raises:
-        HSSLError: lines that match no case, all of them listed.
+        HSSLError: lines that match no case, all of them listed, with the file that they come from (`source`).
     """
     names = sorted({s.dataset_name for s in subjects})
     index: dict[str, set[int]] = defaultdict(set)

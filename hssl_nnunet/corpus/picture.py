@@ -23,12 +23,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 def draw_fingerprint(
     path: str | Path, domains: Mapping[str, Sequence[ImageFingerprint]], groups: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write a PNG with one point an image; the bar of a domain spans its median finest to coarsest spacing.
+    """Write a PNG with one point an image, in the colour of its domain's finest group.
 
-    Args:
-        path: the PNG file.
-        domains: images of each dataset, at least one each.
-        groups: groups of each dataset; the finest level gives the colour.
+    The bar of a domain spans its median finest to coarsest spacing.
     """
     figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     FigureCanvasAgg(figure)

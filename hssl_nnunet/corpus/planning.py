@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,16 +31,15 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from hssl_nnunet.corpus.cases import Case, RawDataset, changed_at, dataset_id
-from hssl_nnunet.corpus.parallel import map_cases, on_terminal
+from hssl_nnunet.corpus.parallel import map_cases
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.paths import ENV_RAW, preprocessed_dir, raw_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, Preset
 from hssl_nnunet.typed_json import parse
 
-SAMPLES_PER_CASE = (
-    100_000  # voxels a case and channel for the intensity statistics; nnU-Net's 10e7 over all would be GBs
-)
+# voxels a case and channel for the intensity statistics; nnU-Net's 10e7 over all would be GBs
+SAMPLES_PER_CASE = 100_000
 PERCENTILES = (0.5, 50.0, 99.5)  # nnU-Net's
 SHARED_CONFIGURATIONS = ("2d", "3d_fullres")  # their spacing does not depend on the memory a preset plans for
 
@@ -84,21 +84,15 @@ def plan_dataset(
 ) -> None:
     """Write dataset_fingerprint.json, dataset.json and the preset's plans of a dataset.
 
-    Must run inside `nnunet_sees(dataset, cases)`. An up-to-date fingerprint is kept, and without a preset any.
-
-    Args:
-        dataset: the dataset.
-        cases: its good cases: the labelled ones, or, in a dataset without masks, all.
-        preset: planner and its size; None = plans that are there are used, and nothing is planned.
-        reader: nnU-Net's reader class for the dataset's files.
-        num_processes: worker processes.
+    Must run inside `nnunet_sees(dataset, cases)`, with the good cases: the labelled ones, or, in a dataset without
+    masks, all. An up-to-date fingerprint is kept. Without a preset any is, and nothing is planned.
     """
     number = dataset_id(dataset.name)
     path = preprocessed_dir() / dataset.name / "dataset_fingerprint.json"
     if not (path.is_file() if preset is None else _fingerprint_is_current(path, dataset, cases)):
         if dataset.labelled:
             extract_fingerprint_dataset(
-                number, DatasetFingerprintExtractor, num_processes, verbose=False, show_progress_bar=on_terminal()
+                number, DatasetFingerprintExtractor, num_processes, verbose=False, show_progress_bar=sys.stderr.isatty()
             )
         else:
             write_json(path, label_free_fingerprint(cases, reader, num_processes))
@@ -122,7 +116,10 @@ def nnunet_sees(dataset: RawDataset, cases: Sequence[Case]) -> Iterator[None]:
         yield
         return
     true_json = dataset.dataset_json | {"numTraining": len(cases)}
-    listed = {c.name: {"images": [str(i.absolute()) for i in c.images], "label": _absolute(c.mask)} for c in cases}
+    listed = {
+        c.name: {"images": [str(i.absolute()) for i in c.images], "label": str(c.mask.absolute()) if c.mask else ""}
+        for c in cases
+    }
     # the planner counts labels for the network's outputs, hence at least the background
     view_json = true_json | {"dataset": listed, "labels": true_json["labels"] or {"background": 0}}
     with TemporaryDirectory(prefix="hssl_raw_") as folder:
@@ -138,22 +135,16 @@ def nnunet_sees(dataset: RawDataset, cases: Sequence[Case]) -> Iterator[None]:
             write_json(preprocessed_dir() / dataset.name / "dataset.json", true_json)
 
 
-def _absolute(mask: Path | None) -> str:
-    return "" if mask is None else str(mask.absolute())
-
-
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _planning_threads() -> str:
@@ -168,18 +159,12 @@ def _fingerprint_is_current(path: Path, dataset: RawDataset, cases: Sequence[Cas
     remedy = "Remove it and run it again."
     if len(parse(DatasetFingerprint, read_json(path, remedy), path, remedy).spacings) != len(cases):
         return False
-    files = [f for c in cases for f in (*c.images, c.mask) if f is not None]
-    newest = max(changed_at(f) for f in [dataset.folder, dataset.folder / "dataset.json", *files])
-    return path.stat().st_mtime > newest
+    files = [dataset.folder, dataset.folder / "dataset.json", *(f for c in cases for f in c.files)]
+    return path.stat().st_mtime > max(map(changed_at, files))
 
 
 def label_free_fingerprint(cases: Sequence[Case], reader: type[Any], num_processes: int) -> dict[str, Any]:
     """nnU-Net's dataset fingerprint without masks: intensities of the nonzero voxels stand for the foreground's.
-
-    Args:
-        cases: at least one case.
-        reader: nnU-Net's reader class.
-        num_processes: worker processes.
 
     Returns:
         The content of dataset_fingerprint.json: spacings (mm) and shapes after crop in array order (z, y, x), median

@@ -50,7 +50,7 @@ def architecture(n_stages, family="PlainConvUNet"):
     }
 
 
-def plans(name, *, n_stages, spacing, channels=1, family="PlainConvUNet", plans_name="nnUNetPlans"):
+def plans(name, plans_name, *, n_stages, spacing, channels, family):
     resampling = {f"resampling_fn_{k}": "resample_data_or_seg_to_shape" for k in ("data", "seg", "probabilities")}
     resampling |= {f"{k}_kwargs": {"is_seg": False} for k in resampling}
     return {
@@ -119,11 +119,14 @@ class Folders:
             "file_ending": ".nii.gz",
         }
         (raw / "dataset.json").write_text(json.dumps(dataset_json))
-        self.write_plans(name, channels=len(channels), **plan)
+        self.write_plans(name, **plan)
 
-    def write_plans(self, name, plans_name="nnUNetPlans", **plan):
-        path = self.preprocessed / name / f"{plans_name}.json"
-        path.write_text(json.dumps(plans(name, plans_name=plans_name, **plan)))
+    def write_plans(
+        self, name, plans_name="nnUNetPlans", *, n_stages=3, spacing=(1.0, 1.0, 1.0), family="PlainConvUNet"
+    ):
+        channels = len(json.loads((self.raw / name / "dataset.json").read_text())["channel_names"])
+        content = plans(name, plans_name, n_stages=n_stages, spacing=spacing, channels=channels, family=family)
+        (self.preprocessed / name / f"{plans_name}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -316,7 +319,7 @@ def test_groups_from_a_file_reach_plans_and_manifest(folders, tmp_path):
 def test_an_existing_corpus_is_replaced_only_on_request(folders):
     report = build()
     for name in (HIPPOCAMPUS, SARCOMA, BRAIN):
-        folders.write_plans(name, "OtherPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=1)
+        folders.write_plans(name, "OtherPlans")
     with pytest.raises(HSSLError, match="--overwrite"):
         build()
     (report.folder / "groups.json").write_text('{"groups": {}}')
@@ -346,8 +349,8 @@ def test_what_was_repaired_since_the_quarantine_waits_for_preprocessing_alone(fo
 
 
 def test_the_command_that_repairs_is_that_of_the_datasets_with_problems(folders):
-    for name, channels in ((HIPPOCAMPUS, 1), (SARCOMA, 2), (BRAIN, 1)):
-        folders.write_plans(name, "nnUNetCPUPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    for name in (HIPPOCAMPUS, SARCOMA, BRAIN):
+        folders.write_plans(name, "nnUNetCPUPlans")
     for name, case in ((HIPPOCAMPUS, "h_1"), (SARCOMA, "STS_1")):
         (folders.preprocessed / name / IDENTIFIER / f"{case}.b2nd").unlink()
     report = build(plans_name="nnUNetCPUPlans")
@@ -415,14 +418,14 @@ def test_wrong_input_is_named_and_nothing_is_written(folders, arguments, words):
 
 
 def test_the_plans_that_all_datasets_have_are_taken(folders):
-    sizes = {HIPPOCAMPUS: 1, SARCOMA: 2, BRAIN: 1}
-    for name, channels in sizes.items():
-        folders.write_plans(name, "nnUNetCPUPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    names = (HIPPOCAMPUS, SARCOMA, BRAIN)
+    for name in names:
+        folders.write_plans(name, "nnUNetCPUPlans")
     assert build().block.domains[0].plans_name == "nnUNetPlans"
-    for name in sizes:
+    for name in names:
         (folders.preprocessed / name / "nnUNetPlans.json").unlink()
     seeded = json.loads((folders.preprocessed / BRAIN / "nnUNetCPUPlans.json").read_text()) | {"hssl": {}}
-    for name in sizes:
+    for name in names:
         (folders.preprocessed / name / "nnUNetCPUPlans_HSSL.json").write_text(json.dumps(seeded))
     report = build(overwrite=True)
     assert {d.plans_name for d in report.block.domains} == {"nnUNetCPUPlans"}
@@ -430,26 +433,26 @@ def test_the_plans_that_all_datasets_have_are_taken(folders):
     (folders.preprocessed / BRAIN / "nnUNetCPUPlans.json").unlink()
     with pytest.raises(HSSLError, match=f"{BRAIN} has no nnUNetCPUPlans.json.*plan_and_preprocess -d 55 --preset cpu`"):
         build(overwrite=True)
-    for name, channels in sizes.items():
+    for name in names:
         for plans_name in ("nnUNetCPUPlans", "Mine"):
-            folders.write_plans(name, plans_name, n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+            folders.write_plans(name, plans_name)
     with pytest.raises(HSSLError, match="all have the plans Mine, nnUNetCPUPlans. Choose one with -p"):
         build(overwrite=True)
 
 
 def test_plans_of_the_users_own_are_preprocessed_with_them(folders):
-    for name, channels in ((HIPPOCAMPUS, 1), (SARCOMA, 2)):
-        folders.write_plans(name, "Mine", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    for name in (HIPPOCAMPUS, SARCOMA):
+        folders.write_plans(name, "Mine")
     (folders.preprocessed / HIPPOCAMPUS / f"{IDENTIFIER}_unlabelled" / "h_3.b2nd").unlink()
     (problem,) = build_corpus([4, 52], 900, plans_name="Mine").problems
     assert problem.remedy == "Run `hssl plan_and_preprocess -d 4 -p Mine`."
 
 
 def test_families_are_not_mixed_and_unknown_ones_refused(folders):
-    folders.write_plans(SARCOMA, n_stages=3, spacing=[1.0, 1.0, 1.0], family="ResidualEncoderUNet")
+    folders.write_plans(SARCOMA, family="ResidualEncoderUNet")
     with pytest.raises(HSSLError, match="one family.*PlainConvUNet, .*ResidualEncoderUNet"):
         build()
-    folders.write_plans(HIPPOCAMPUS, n_stages=3, spacing=[1.0, 1.0, 1.0], family="Primus")
+    folders.write_plans(HIPPOCAMPUS, family="Primus")
     with pytest.raises(HSSLError, match="PlainConvUNet or ResidualEncoderUNet.*Primus"):
         build_corpus([4], 900)
 
@@ -481,8 +484,8 @@ def test_cases_that_lack_preprocessing_share_one_command(folders):
     folders.add("Dataset056_Late", {}, {f"c{i:02d}": 40 + i for i in range(13)}, n_stages=3, spacing=[1.0, 1.0, 1.0])
     for path in sorted((folders.preprocessed / "Dataset056_Late").rglob("*.b2nd"))[:-1]:
         path.unlink()
-    for name, channels in ((HIPPOCAMPUS, 1), (SARCOMA, 2), ("Dataset056_Late", 1)):
-        folders.write_plans(name, "nnUNetCPUPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    for name in (HIPPOCAMPUS, SARCOMA, "Dataset056_Late"):
+        folders.write_plans(name, "nnUNetCPUPlans")
     with pytest.raises(HSSLError, match="No image of Dataset052") as error:
         build_corpus([4, 52], 900, plans_name="nnUNetCPUPlans")
     assert str(error.value).count("plan_and_preprocess -d 52 --preset cpu") == 1

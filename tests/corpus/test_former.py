@@ -49,8 +49,8 @@ def test_edited_plan_values_stay_and_are_named(folders):
 
 def test_edited_values_move_to_the_plans_of_another_preset(folders):
     edit(build().folder / "nnUNetPlans.json", lambda block: block["pretraining"]["loss"].update(tau=0.31))
-    for name, channels in ((HIPPOCAMPUS, 1), (SARCOMA, 2), (BRAIN, 1)):
-        folders.write_plans(name, "nnUNetCPUPlans", n_stages=3, spacing=[1.0, 1.0, 1.0], channels=channels)
+    for name in (HIPPOCAMPUS, SARCOMA, BRAIN):
+        folders.write_plans(name, "nnUNetCPUPlans")
     preset = pretraining_plan(load_preset("cpu"))
     pretraining = build(overwrite=True, plans_name="nnUNetCPUPlans").block.pretraining
     assert pretraining == replace(preset, loss=replace(preset.loss, tau=0.31))

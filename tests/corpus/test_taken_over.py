@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from nnunetv2.experiment_planning import plan_and_preprocess_api as stock
 from test_preprocess import NAME, STOCK, UNLABELLED, Folders, dataset, quick, save, voxels
+from test_resumed_preprocessing import change_labels
 
 from hssl_nnunet.corpus.preprocess import plan_and_preprocess
 
@@ -36,11 +37,6 @@ def plan_again(raw: Path, ours: Path) -> None:
     content = json.loads((ours / "nnUNetPlans.json").read_text())
     content["configurations"]["3d_fullres"]["batch_size"] = 7  # the planner does not know when what changed
     (ours / "nnUNetPlans.json").write_text(json.dumps(content))
-
-
-def other_labels(raw: Path, ours: Path) -> None:
-    content = json.loads((raw / "dataset.json").read_text())
-    (raw / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0, "thing": 1, "other": 2}}))
 
 
 def cut(name: str) -> Callable[[Path, Path], None]:
@@ -74,7 +70,7 @@ CHANGES: dict[str, tuple[Callable[[Path, Path], object], str | None]] = {
     "a cut image": (cut("b.b2nd"), "files of b are damaged"),
     "a cut mask": (cut("a_seg.b2nd"), "files of a are damaged"),
     "cut properties": (cut("c.pkl"), "files of c are damaged"),
-    "other labels": (other_labels, "dataset.json, which has the labels, is newer"),
+    "other labels": (change_labels, "dataset.json, which has the labels, is newer"),
     "edited plans": (change_plans, "nnUNetPlans.json has other values for it"),
     "newer plans": (plan_again, "no plans that are older than its files"),
     "lost plans": (lambda _, ours: (ours / "nnUNetPlans.json").unlink(), "no plans that are older than its files"),
