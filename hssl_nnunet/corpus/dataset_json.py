@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import nnunetv2
-from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
+from pydantic import Field
 
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
@@ -25,7 +24,7 @@ CONVERT = "`hssl convert_msd -i TaskXX_Name`"
 class ListedCase:
     """A case of nnU-Net's own key `dataset`, which names files that lie anywhere."""
 
-    images: list[str]
+    images: Annotated[list[str], Field(min_length=1)]
     label: str
 
 
@@ -106,8 +105,11 @@ def _reader_fault(name: Any) -> str | None:
 
 def _is_found(reader: str) -> bool:
     """Whether nnU-Net's own search has a class of this name, as that of a user who put a reader there."""
-    folder = str(Path(nnunetv2.__path__[0]) / "imageio")
-    return recursive_find_python_class(folder, reader, "nnunetv2.imageio") is not None
+    try:
+        recursive_find_reader_writer_by_name(reader)
+    except RuntimeError:
+        return False
+    return True
 
 
 FAULTS: dict[str, Callable[[Any], str | None]] = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from hssl_nnunet.corpus.whole_file import voxels_are_finite
+from hssl_nnunet.corpus.whole_file import cause_of, voxels_are_finite
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json
 
@@ -155,8 +155,7 @@ def _orientation(image: sitk.Image) -> str:
     n = image.GetDimension()
     matrix = np.eye(3)
     matrix[: min(n, 3), : min(n, 3)] = np.reshape(image.GetDirection(), (n, n))[:3, :3]
-    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(matrix.ravel().tolist())
-    return str(code)
+    return str(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(matrix.ravel().tolist()))
 
 
 Result = tuple[ImageFingerprint, ...] | BadImage
@@ -174,7 +173,10 @@ def worker_pool(num_processes: int) -> Iterator[Mapper]:
         return
     context = multiprocessing.get_context("spawn")  # the same on every platform, and safe beside threads
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        yield partial(pool.map, chunksize=4)
+        try:
+            yield partial(pool.map, chunksize=4)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # an error or Ctrl-C does not wait for the files to come
 
 
 def fingerprint_files(files: Sequence[str], *, cache_file: Path, mapper: Mapper = map) -> dict[str, Result]:
@@ -214,8 +216,7 @@ def _measure(file: str) -> Result:
     try:
         return fingerprint_file(file)
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return BadImage(file, lines[-1].strip())  # SimpleITK puts the cause last
+        return BadImage(file, cause_of(error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hssl_nnunet.corpus.cases import Case, RawDataset
-from hssl_nnunet.corpus.whole_file import DamagedFileError, voxels_are_finite
+from hssl_nnunet.corpus.cases import Case
+from hssl_nnunet.corpus.whole_file import DamagedFileError, cause_of, voxels_are_finite
 from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.typed_json import parse
@@ -27,15 +27,7 @@ Finding = tuple[str, str]  # what, remedy
 
 @dataclass(frozen=True)
 class Problem:
-    """One reason why a case cannot be used.
-
-    Attributes:
-        dataset: `DatasetXXX_Name`.
-        case: the case's name.
-        file: the file that is wrong.
-        what: what was found and what was expected.
-        remedy: what repairs it.
-    """
+    """One reason why a case cannot be used: what was found and expected in which file, and what repairs it."""
 
     dataset: str
     case: str
@@ -76,17 +68,6 @@ class _Grid:
     direction: tuple[float, ...] | None
 
 
-def expectation(dataset: RawDataset, configurations: Sequence[str], reader: type[Any]) -> Expectation:
-    """What the cases of `dataset` must fulfil for `configurations`."""
-    return Expectation(
-        dataset=dataset.name,
-        reader=reader,
-        channels=len(dataset.dataset_json["channel_names"]),
-        label_values=label_values(dataset.dataset_json["labels"]),
-        needs_3d=any(c.startswith("3d") for c in configurations),
-    )
-
-
 def label_values(labels: Mapping[str, int | Sequence[int]]) -> frozenset[int]:
     """Values that dataset.json allows in a mask: labels, members of regions, and `ignore`."""
     groups = [[v] if isinstance(v, int) else list(v) for v in labels.values()]
@@ -95,23 +76,22 @@ def label_values(labels: Mapping[str, int | Sequence[int]]) -> frozenset[int]:
 
 def check_case(case: Case, expected: Expectation) -> list[Problem]:
     """Problems of one case; empty = it can be preprocessed. Holds one channel at a time, never raises for bad data."""
-    problems: list[Problem] = []
+    found: list[tuple[Path, Finding]] = []
     grids: list[_Grid] = []
     channels = 0
     for file in case.images:
-        found, grid, count = _check_image(file, expected.reader)
-        problems += [_problem(expected, case, file, *p) for p in found]
+        findings, grid, count = _check_image(file, expected.reader)
         channels += count
         if grid is not None:
-            problems += [_problem(expected, case, file, *p) for p in _against_first(grid, grids, expected)]
+            findings += _against_first(grid, grids, expected)
             grids.append(grid)
-    readable = len(grids) == len(case.images)
-    if readable and channels != expected.channels:
-        problems.append(_problem(expected, case, case.images[0], *channel_finding(channels, expected.channels)))
+        found += [(file, finding) for finding in findings]
+    if len(grids) == len(case.images) and channels != expected.channels:
+        found.append((case.images[0], channel_finding(channels, expected.channels)))
     if case.mask is not None:
-        found = _check_mask(case.mask, grids[0] if grids else None, expected)
-        problems += [_problem(expected, case, case.mask, *p) for p in found]
-    return problems
+        image = grids[0] if grids else None
+        found += [(case.mask, finding) for finding in _check_mask(case.mask, image, expected)]
+    return [Problem(expected.dataset, case.name, str(file), *finding) for file, finding in found]
 
 
 def channel_finding(found: int, expected: int) -> Finding:
@@ -142,10 +122,6 @@ def read_quarantine(dataset: str) -> list[Problem]:
     return parse(list[Problem], read_json(path, remedy), path, remedy) if path.is_file() else []
 
 
-def _problem(expected: Expectation, case: Case, file: Path, what: str, remedy: str) -> Problem:
-    return Problem(expected.dataset, case.name, str(file), what, remedy)
-
-
 def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None, _Grid | None, list[Finding]]:
     """Voxels (C, Z, Y, X) and geometry of a file, or what is wrong with it."""
     if not file.is_file():
@@ -156,8 +132,7 @@ def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None
     except DamagedFileError as error:
         return None, None, [(f"the file {error}", EXPORT_AGAIN)]
     except Exception as error:  # each reader has exceptions of its own for damaged files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return None, None, [(f"the file cannot be read: {reason}", EXPORT_AGAIN)]
+        return None, None, [(f"the file cannot be read: {cause_of(error)}", EXPORT_AGAIN)]
     sitk_stuff = properties.get("sitk_stuff", {})
     grid = _Grid(
         tuple(data.shape[1:]), tuple(properties["spacing"]), sitk_stuff.get("origin"), sitk_stuff.get("direction")
@@ -184,32 +159,26 @@ def _against_first(grid: _Grid, before: Sequence[_Grid], expected: Expectation) 
     if before:
         return _compare(grid, before[0], "the first channel", "Resample the channels onto one grid.")
     if expected.needs_3d and min(grid.shape) == 1:
-        return [
-            (
-                f"the image is 2D, shape {grid.shape} (z, y, x), in a 3D configuration",
-                "Run with `-c 2d`, or remove the case.",
-            )
-        ]
+        what = f"the image is 2D, shape {grid.shape} (z, y, x), in a 3D configuration"
+        return [(what, "Run with `-c 2d`, or remove the case.")]
     return []
 
 
 def _compare(grid: _Grid, other: _Grid, name: str, remedy: str) -> list[Finding]:
     if grid.shape != other.shape:
         return [(f"shape {grid.shape} (z, y, x), but {name} has {other.shape}", remedy)]
+    tolerances = {  # unit, relative and absolute tolerance
+        "spacing": (" mm (z, y, x)", TOLERANCE, 0.0),
+        "origin": (" mm (x, y, z)", 0.0, ORIGIN_TOLERANCE * min(grid.spacing)),
+        "direction": ("", 0.0, TOLERANCE),
+    }
     findings = []
-    if not np.allclose(grid.spacing, other.spacing, rtol=TOLERANCE):
-        findings.append(
-            (f"spacing {_short(grid.spacing)} mm (z, y, x), but {name} has {_short(other.spacing)}", remedy)
-        )
-    if grid.origin is not None and other.origin is not None:
-        voxel = ORIGIN_TOLERANCE * min(grid.spacing)
-        if np.abs(np.subtract(grid.origin, other.origin)).max() > voxel:
-            findings.append(
-                (f"origin {_short(grid.origin)} mm (x, y, z), but {name} has {_short(other.origin)}", remedy)
-            )
-    if grid.direction is not None and other.direction is not None:
-        if not np.allclose(grid.direction, other.direction, atol=TOLERANCE):
-            findings.append((f"direction {_short(grid.direction)}, but {name} has {_short(other.direction)}", remedy))
+    for measure, (unit, relative, absolute) in tolerances.items():
+        got, wanted = getattr(grid, measure), getattr(other, measure)
+        if got is None or wanted is None:  # not every reader tells
+            continue
+        if len(got) != len(wanted) or not np.allclose(got, wanted, relative, absolute):
+            findings.append((f"{measure} {_short(got)}{unit}, but {name} has {_short(wanted)}", remedy))
     return findings
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 UNKNOWN = "unknown"
 # whole words of a channel name, lower case
@@ -27,8 +26,3 @@ def modality_of(channel_name: str) -> str:
             if re.fullmatch(pattern, word):
                 return modality
     return channel_name.strip() or UNKNOWN
-
-
-def joint_modality(modalities: Iterable[str]) -> str:
-    """Modality of a domain from those of its channels: `MR`, or `CT+PET` where they differ."""
-    return "+".join(sorted(set(modalities)))

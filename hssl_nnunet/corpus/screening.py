@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 
 from hssl_nnunet.corpus.cases import Case, RawDataset
-from hssl_nnunet.corpus.integrity import Problem, check_case, expectation
+from hssl_nnunet.corpus.integrity import Expectation, Problem, check_case, label_values
 from hssl_nnunet.corpus.parallel import map_cases
 from hssl_nnunet.errors import unknown_name
 
@@ -29,7 +29,7 @@ def find_reader(dataset: RawDataset) -> type[Any]:
     if not candidates:
         known = sorted({e for r in LIST_OF_IO_CLASSES for e in r.supported_file_endings})
         raise unknown_name("file_ending", ending, known)
-    for case in dataset.labelled + dataset.unlabelled:
+    for case in dataset.cases:
         for candidate in candidates:
             if _reads(candidate, case.images[0]):
                 return candidate
@@ -52,49 +52,38 @@ def check_dataset(
     Returns:
         Problems, good labelled cases, good unlabelled cases.
     """
-    check = partial(check_case, expected=expectation(dataset, configurations, reader))
-    cases = dataset.labelled + dataset.unlabelled
-    found = list(map_cases(check, cases, num_processes, f"Checking {dataset.name}"))
-    problems = _stray_files(dataset) + _orphans(dataset) + [p for ps in found for p in ps]
-    good = [case for case, ps in zip(cases, found, strict=True) if not ps]
+    expected = Expectation(
+        dataset=dataset.name,
+        reader=reader,
+        channels=len(dataset.dataset_json["channel_names"]),
+        label_values=label_values(dataset.dataset_json["labels"]),
+        needs_3d=any(c.startswith("3d") for c in configurations),
+    )
+    check = partial(check_case, expected=expected)
+    found = list(map_cases(check, dataset.cases, num_processes, f"Checking {dataset.name}"))
+    good = [case for case, ps in zip(dataset.cases, found, strict=True) if not ps]
     labelled = [c for c in good if c.mask is not None]
-    unlabelled, duplicates = _without_duplicates(dataset, [c for c in good if c.mask is None])
-    return problems + duplicates, labelled, unlabelled
+    unlabelled, twins = _without_twins(dataset.labelled, [c for c in good if c.mask is None])
+    what, remedy = "imagesTr holds a case of the same name", "Rename it, or remove it if it is the same image."
+    problems = [*_misnamed(dataset), *(p for ps in found for p in ps)]
+    problems += [Problem(dataset.name, c.name, str(c.images[0]), what, remedy) for c in twins]
+    return problems, labelled, unlabelled
 
 
-def _stray_files(dataset: RawDataset) -> list[Problem]:
-    what, ending = "the name lacks the channel suffix `_0000`", dataset.dataset_json["file_ending"]
-    stems = [(file, file.name.removesuffix(ending)) for file in dataset.stray]
-    return [
-        Problem(dataset.name, stem, str(file), what, f"Rename it to {stem}_0000{ending}, or remove it.")
-        for file, stem in stems
-    ]
-
-
-def _orphans(dataset: RawDataset) -> list[Problem]:
+def _misnamed(dataset: RawDataset) -> list[Problem]:
+    """Images without the channel suffix, and masks without an image."""
     ending = dataset.dataset_json["file_ending"]
-    stems = [(file, file.name.removesuffix(ending)) for file in dataset.orphans]
+    suffix = "the name lacks the channel suffix `_0000`", "Rename it to {image}, or remove it."
+    alone = "mask without image", "Add imagesTr/{image}, give the mask the name of its image, or remove it."
+    named = [(file, file.name.removesuffix(ending), suffix) for file in dataset.stray]
+    named += [(file, file.name.removesuffix(ending), alone) for file in dataset.orphans]
     return [
-        Problem(
-            dataset.name,
-            stem,
-            str(file),
-            "mask without image",
-            f"Add imagesTr/{stem}_0000{ending}, give the mask the name of its image, or remove it.",
-        )
-        for file, stem in stems
+        Problem(dataset.name, stem, str(file), what, remedy.format(image=f"{stem}_0000{ending}"))
+        for file, stem, (what, remedy) in named
     ]
 
 
-def _without_duplicates(dataset: RawDataset, cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
-    """Cases of imagesTs that bear the name of a case of imagesTr are problems: one name must mean one image."""
-    seen = {c.name for c in dataset.labelled}
-    kept, problems = [], []
-    for case in cases:
-        if case.name in seen:
-            what, remedy = "imagesTr holds a case of the same name", "Rename it, or remove it if it is the same image."
-            problems.append(Problem(dataset.name, case.name, str(case.images[0]), what, remedy))
-        else:
-            kept.append(case)
-        seen.add(case.name)
-    return kept, problems
+def _without_twins(labelled: Sequence[Case], unlabelled: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Unlabelled cases, and those of imagesTs that bear the name of one of imagesTr: one name must mean one image."""
+    first = {c.name: c for c in reversed((*labelled, *unlabelled))}
+    return [c for c in unlabelled if first[c.name] is c], [c for c in unlabelled if first[c.name] is not c]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from hssl_nnunet.corpus.fingerprint import ImageFingerprint
-from hssl_nnunet.corpus.modality import joint_modality
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +49,11 @@ class DomainFingerprint:
 
 def summarise(images: Sequence[ImageFingerprint], modalities: Sequence[str]) -> DomainFingerprint:
     """Medians and ranges over at least one image; `modalities` holds one entry an image."""
+    occurring = dict(sorted(Counter(modalities).items()))
     return DomainFingerprint(
         num_images=len(images),
-        modality=joint_modality(modalities),
-        modalities=dict(sorted(Counter(modalities).items())),
+        modality="+".join(occurring),
+        modalities=occurring,
         orientations=dict(sorted(Counter(i.orientation for i in images).items())),
         spacing_mm=_spread(i.spacing_mm for i in images),
         shape=_spread(i.shape for i in images),

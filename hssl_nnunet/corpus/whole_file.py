@@ -20,6 +20,11 @@ class DamagedFileError(ValueError):
     """Bytes of a file are missing or wrong; the message goes on a sentence that begins with the file."""
 
 
+def cause_of(error: Exception) -> str:
+    """The last line of an error: SimpleITK puts the cause there."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
 def voxels_are_finite(file: str | Path) -> bool:
     """Read a file's bytes once, in chunks, and tell whether all its voxels are finite, as far as its form shows it.
 
@@ -55,7 +60,5 @@ def _scan(file: Path) -> bool:
                 whole = len(voxels) // dtype.itemsize
                 finite &= bool(np.isfinite(np.frombuffer(voxels, dtype, whole)).all())
     if size < needed:
-        raise DamagedFileError(
-            f"is truncated or damaged: it holds {size} bytes of voxels, but its header promises {needed}"
-        )
+        raise EOFError(f"it holds {size} bytes of voxels, but its header promises {needed}")
     return finite

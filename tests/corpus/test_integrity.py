@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,10 +122,18 @@ def test_wrong_channel_count(case: Case) -> None:
 def test_2d_image_only_matters_in_3d(tmp_path: Path) -> None:
     path = tmp_path / "a_0000.nii.gz"
     save(path, voxels()[0], spacing=(1.0, 1.0))
-    flat = Expectation("Dataset007_Thing", SimpleITKIO, 1, frozenset(), needs_3d=True)
-    (problem,) = check_case(Case("a", (path,), None), flat)
+    (problem,) = check_case(Case("a", (path,), None), replace(EXPECTED, channels=1))
     assert "2D" in problem.what and "-c 2d" in problem.remedy
-    assert check_case(Case("a", (path,), None), Expectation("D", SimpleITKIO, 1, frozenset(), needs_3d=False)) == []
+    assert check_case(Case("a", (path,), None), replace(EXPECTED, channels=1, needs_3d=False)) == []
+
+
+def test_a_2d_image_with_a_mask_of_one_slice(tmp_path: Path) -> None:
+    image, mask = tmp_path / "a_0000.nii.gz", tmp_path / "a.nii.gz"
+    save(image, voxels()[0], spacing=(1.0, 1.0))
+    save(mask, np.zeros((1, 8, 10)), spacing=(1.0, 1.0, 3.0))
+    problems = check_case(Case("a", (image,), mask), replace(EXPECTED, channels=1, needs_3d=False))
+    assert {p.file for p in problems} == {str(mask)}
+    assert [p.what.partition(" ")[0] for p in problems] == ["spacing", "origin", "direction"]
 
 
 def test_label_values_of_regions_and_ignore() -> None:
