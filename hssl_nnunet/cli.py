@@ -92,6 +92,13 @@ def plan_and_preprocess(
         typer.Option("-p", help="Plans that are there, used as they are instead of a preset.", show_default=False),
     ] = None,
     num_processes: NumProcesses = None,
+    fingerprint_processes: Annotated[
+        int | None,
+        typer.Option("-npfp", min=1, help="Processes of check and fingerprint; default: as -np.", show_default=False),
+    ] = None,
+    verify_dataset_integrity: Annotated[
+        bool, typer.Option("--verify_dataset_integrity", help="Accepted as nnU-Net's; the check is always made.")
+    ] = False,
 ) -> None:
     """Plan and preprocess labelled datasets as stock nnU-Net does, and images without masks beside them."""
     from hssl_nnunet.launch import set_environment
@@ -99,7 +106,7 @@ def plan_and_preprocess(
     set_environment()
     from hssl_nnunet.corpus.preprocess import plan_and_preprocess as run
 
-    report = run(datasets, configurations, preset, num_processes, plans_name)
+    report = run(datasets, configurations, preset, num_processes, plans_name, fingerprint_processes)
     for line in report.lines:
         print(line)
     _exit_with(report.problems, report.exit_code, "repair the files and run the command again")

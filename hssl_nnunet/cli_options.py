@@ -13,26 +13,47 @@ from typer.core import TyperCommand
 DEFAULT_CONFIGURATIONS = ["3d_fullres"]
 WIDTH_IN_A_FILE = 160  # rich would cut tables at 80
 
+PLAN_WITH_NNUNET = "plan with nnUNetv2_plan_experiment, which has it, and name the plans with `-p`."
+TRAIN_WITH_NNUNET = "type nnUNetv2_train, with the trainers that `hssl paths --export` shows to it."
 # what nnU-Net's users type, and what there is instead
 NNUNET_FLAGS = {
     "-pl": "choose the planner by `--preset`, or plan with nnUNetv2_plan_experiment and name the plans with `-p`.",
+    "-overwrite_plans_name": PLAN_WITH_NNUNET,
+    "-gpu_memory_target": f"choose a size by `--preset`, or {PLAN_WITH_NNUNET}",
+    "-preprocessor_name": PLAN_WITH_NNUNET,
+    "-overwrite_target_spacing": PLAN_WITH_NNUNET,
+    "-fpe": "type nnUNetv2_extract_fingerprint, then nnUNetv2_plan_experiment, and name the plans with `-p`.",
+    "--clean": "a fingerprint is taken anew where cases have changed; else remove dataset_fingerprint.json.",
+    "--no_pp": "type nnUNetv2_extract_fingerprint and nnUNetv2_plan_experiment.",
+    "--verbose": "leave it out: problems and notes are told in full without it.",
+    "--no_pbar": "leave it out: progress bars are drawn on a terminal alone.",
     "-tr": "`hssl` trains with its own trainers; for another one type nnUNetv2_train.",
     "-pretrained_weights": "weights go into the plans first, with `hssl seed -d TARGET -w FILE`.",
-    "--val_best": "type nnUNetv2_train, with the trainers that `hssl paths --export` shows to it.",
-    "--disable_checkpointing": "type nnUNetv2_train, with the trainers that `hssl paths --export` shows to it.",
+    "--val_best": TRAIN_WITH_NNUNET,
+    "--disable_checkpointing": TRAIN_WITH_NNUNET,
 }
+
+
+def nnunet_flags(words: Sequence[str]) -> list[str]:
+    """Those of `NNUNET_FLAGS` among the words, each alone or with its value after `=`."""
+    flags = [word.partition("=")[0] for word in words]
+    return [flag for flag in flags if flag in NNUNET_FLAGS]
 
 
 def replaced_flags(words: Sequence[str]) -> list[str]:
     """What there is instead of those of nnU-Net's flags that our commands do not have."""
-    return [f"{word}: {NNUNET_FLAGS[word]}" for word in words if word in NNUNET_FLAGS]
+    return [f"{flag}: {NNUNET_FLAGS[flag]}" for flag in nnunet_flags(words)]
 
 
 class ListCommand(TyperCommand):
     """A command whose repeatable options also take several values after one flag, as nnU-Net's do: `-d 4 51 55`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the flags, then parse as usual."""
+        """Refuse nnU-Net's flags that the command lacks, repeat the flags, then parse as usual."""
+        known = {flag for p in self.params for flag in p.opts}
+        for flag in nnunet_flags(args):
+            if flag not in known and not flag.startswith("--"):  # click would take `-pl=X` for `-p l=X`
+                ctx.fail(f"No such option: {flag}")
         repeatable = {flag for p in self.params if getattr(p, "multiple", False) for flag in p.opts}
         return super().parse_args(ctx, with_repeated_flags(args, repeatable))
 

@@ -87,6 +87,9 @@ def test_several_datasets_after_one_flag():
     assert params["datasets"] == ["4", "Dataset051_Sarcoma", "55"]
     assert params["configurations"] == ["2d", "3d_fullres"]
     assert (params["preset"], params["num_processes"]) == ("cpu", 3)
+    params = parsed("plan_and_preprocess -d 4 --verify_dataset_integrity -c 2d 3d_fullres -npfp 2")
+    assert params["configurations"] == ["2d", "3d_fullres"]
+    assert (params["fingerprint_processes"], params["num_processes"]) == (2, None)
     params = parsed("plan_and_preprocess -d 4 -p MyResEnc")
     assert (params["preset"], params["plans_name"]) == (None, "MyResEnc")
 
@@ -124,6 +127,17 @@ def test_flags_are_spelled_as_nnunet_spells_them():
     [
         ("plan_and_preprocess -d 4 -pl nnUNetPlannerResEncM", "-pl: choose the planner by `--preset`"),
         ("corpus -d 4 -o 900 -pl X", "-pl: choose the planner"),
+        ("plan_and_preprocess -d 4 -overwrite_plans_name X", "-overwrite_plans_name: plan with nnUNetv2_plan_exper"),
+        ("corpus -d 4 -o 900 -overwrite_plans_name X", "-overwrite_plans_name: plan with nnUNetv2_plan_experiment"),
+        ("plan_and_preprocess -d 4 -gpu_memory_target=24", "-gpu_memory_target: choose a size by `--preset`, or plan"),
+        ("plan_and_preprocess -d 4 -preprocessor_name X", "-preprocessor_name: plan with nnUNetv2_plan_experiment"),
+        ("plan_and_preprocess -d 4 -preprocessor_name=X", "-preprocessor_name: plan with nnUNetv2_plan_experiment"),
+        ("plan_and_preprocess -overwrite_target_spacing 1 1 1 -d 4", "-overwrite_target_spacing: plan with nnUNetv2_"),
+        ("plan_and_preprocess -d 4 -fpe X", "-fpe: type nnUNetv2_extract_fingerprint"),
+        ("plan_and_preprocess -d 4 --clean -c 2d", "--clean: a fingerprint is taken anew where cases have changed"),
+        ("plan_and_preprocess -d 4 --no_pp", "--no_pp: type nnUNetv2_extract_fingerprint and nnUNetv2_plan_exper"),
+        ("plan_and_preprocess -d 4 --verbose", "--verbose: leave it out"),
+        ("plan_and_preprocess -d 4 --no_pbar", "--no_pbar: leave it out"),
         ("finetune 4 3d_fullres 0 -tr nnUNetTrainer", "-tr: `hssl` trains with its own trainers"),
         ("finetune 4 3d_fullres 0 -pretrained_weights f", "-pretrained_weights: weights go into the plans"),
     ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
@@ -46,23 +46,28 @@ CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What became of one dataset: number of cases by fate.
+    """What became of one dataset.
 
     Attributes:
         name: `DatasetXXX_Name`.
-        labelled: cases planned and preprocessed with their masks.
-        unlabelled: images preprocessed without masks.
-        quarantined: cases left out.
+        problems: of the cases left out.
         notes: what the user may not expect.
+        labelled: number of cases planned and preprocessed with their masks.
+        unlabelled: number of images preprocessed without masks.
         lacking: why nothing was preprocessed, where the plans have none of the configurations.
     """
 
     name: str
-    labelled: int
-    unlabelled: int
-    quarantined: int
-    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    labelled: int = 0
+    unlabelled: int = 0
     lacking: str | None = None
+
+    @property
+    def quarantined(self) -> int:
+        """Number of cases left out; one of imagesTs may bear the name of one of imagesTr."""
+        return len({(p.case, Path(p.file).parent.name.startswith("imagesTs")) for p in self.problems})
 
     @property
     def planned(self) -> bool:
@@ -74,12 +79,8 @@ class DatasetReport:
         """What became of it, and notes, for the user."""
         fate = "" if self.planned else "; nothing is left to plan from"
         told = f"{self.labelled} with masks, {self.unlabelled} without, {self.quarantined} quarantined{fate}"
-        first = f"{self.name}: {told if self.lacking is None else 'nothing preprocessed'}"
-        return [
-            first,
-            *(f"Note: {note}." for note in [self.lacking] if note),
-            *(f"Note: {note}" for note in self.notes),
-        ]
+        first = f"{self.name}: {'nothing preprocessed' if self.lacking else told}"
+        return [first, *(f"Note: {note}" for note in self.notes)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,11 @@ class Report:
 
     plans_name: str
     datasets: tuple[DatasetReport, ...]
-    problems: tuple[Problem, ...]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Of all datasets' cases that were left out."""
+        return tuple(p for d in self.datasets for p in d.problems)
 
     @property
     def lines(self) -> list[str]:
@@ -110,6 +115,7 @@ class _Request:
     plans_name: str
     configurations: tuple[str, ...]
     num_processes: int
+    fingerprint_processes: int
 
 
 def plan_and_preprocess(
@@ -118,6 +124,7 @@ def plan_and_preprocess(
     preset: str | None = None,
     num_processes: int | None = None,
     plans_name: str | None = None,
+    fingerprint_processes: int | None = None,
 ) -> Report:
     """Check, plan and preprocess datasets of nnUNet_raw.
 
@@ -128,6 +135,7 @@ def plan_and_preprocess(
         preset: name of a `plans/preset_<name>.json`; default: `default`.
         num_processes: worker processes; default: nnU-Net's, but not more than there are processors.
         plans_name: plans that are there, of any planner, to use as they are; None = plan by the preset.
+        fingerprint_processes: worker processes that check the cases and take the fingerprint; default: as many.
 
     Returns:
         Counts per dataset, and the problems of the quarantined cases.
@@ -139,24 +147,19 @@ def plan_and_preprocess(
     raw = check_request(datasets, configurations, preset, plans_name)  # all of them, before the first long step
     chosen = load_preset(preset or DEFAULT_PRESET) if plans_name is None else None
     name = chosen.plans_name if chosen else str(plans_name)
-    request = _Request(chosen, name, tuple(configurations), num_processes or default_processes())
-    results = [_one_dataset(dataset, request) for dataset in raw]
-    lacking = [r.lacking for r, _ in results if r.lacking]
-    if lacking and len(lacking) == len(results):
+    processes = num_processes or default_processes()
+    request = _Request(chosen, name, tuple(configurations), processes, fingerprint_processes or processes)
+    reports = tuple(_one_dataset(dataset, request) for dataset in raw)
+    lacking = [r.lacking for r in reports if r.lacking]
+    if lacking and len(lacking) == len(reports):
         raise HSSLError(f"{'; '.join(lacking)}. Choose one of these with -c.")
-    return Report(name, tuple(r for r, _ in results), tuple(p for _, ps in results for p in ps))
+    return Report(name, reports)
 
 
 def check_request(
     datasets: Sequence[str | int], configurations: Sequence[str], preset: str | None, plans_name: str | None
 ) -> list[RawDataset]:
     """Refuse what `plan_and_preprocess` would end at once with; returns the datasets' cases, no image is read.
-
-    Args:
-        datasets: names or ids.
-        configurations: nnU-Net's configurations.
-        preset: name of a preset, or None.
-        plans_name: name of plans that are there, or None.
 
     Raises:
         HSSLError: both a preset and plans, unknown preset or configuration, a missing or empty dataset, plans that a
@@ -192,14 +195,14 @@ def _check_plans(dataset: str, plans_name: str) -> None:
         )
 
 
-def _one_dataset(dataset: RawDataset, request: _Request) -> tuple[DatasetReport, list[Problem]]:
-    reader, processes = find_reader(dataset), request.num_processes
+def _one_dataset(dataset: RawDataset, request: _Request) -> DatasetReport:
+    reader, processes = find_reader(dataset), request.fingerprint_processes
     problems, labelled, unlabelled = check_dataset(dataset, request.configurations, reader, processes)
     write_quarantine(dataset.name, problems)
-    quarantined = _quarantined(problems)
+    report = DatasetReport(dataset.name, tuple(problems), dataset.notes)
     planned_from = labelled if dataset.labelled else unlabelled
-    if not planned_from:  # nothing to plan from: the list of problems says why
-        return DatasetReport(dataset.name, 0, 0, quarantined, dataset.notes), problems
+    if not planned_from:  # the list of problems says why
+        return report
     path = preprocessed_dir() / dataset.name / f"{request.plans_name}.json"
     before = dated_plans(path.parent)
     with _explained(dataset.name), nnunet_sees(dataset, planned_from):
@@ -207,15 +210,16 @@ def _one_dataset(dataset: RawDataset, request: _Request) -> tuple[DatasetReport,
             plan_dataset(dataset, planned_from, request.preset, reader, processes)
         plans = PlansManager(str(path))
         planned, lacking = _planned(path, plans, request)
+        if lacking:
+            report = replace(report, notes=(*report.notes, f"{lacking}."))
         if not planned:
-            return DatasetReport(dataset.name, 0, 0, quarantined, dataset.notes, lacking), problems
+            return replace(report, lacking=lacking)
         if dataset.labelled:
-            _preprocess_labelled(dataset, labelled, plans, planned, processes, before)
+            _preprocess_labelled(dataset, labelled, plans, planned, request.num_processes, before)
     with _explained(dataset.name):
         for configuration in planned:
-            _preprocess_unlabelled(dataset, unlabelled, plans, configuration, processes)
-    notes = (*dataset.notes, f"{lacking}.") if lacking else dataset.notes
-    return DatasetReport(dataset.name, len(labelled), len(unlabelled), quarantined, notes), problems
+            _preprocess_unlabelled(dataset, unlabelled, plans, configuration, request.num_processes)
+    return replace(report, labelled=len(labelled), unlabelled=len(unlabelled))
 
 
 def _planned(path: Path, plans: PlansManager, request: _Request) -> tuple[list[str], str | None]:
@@ -224,10 +228,6 @@ def _planned(path: Path, plans: PlansManager, request: _Request) -> tuple[list[s
     missing = [c for c in request.configurations if c not in there]
     lacking = f"{path.stem} of {path.parent.name} have no {', '.join(missing)} (planned: {', '.join(there)})"
     return [c for c in request.configurations if c in there], lacking if missing else None
-
-
-def _quarantined(problems: Sequence[Problem]) -> int:
-    return len({(p.case, Path(p.file).parent.name.startswith("imagesTs")) for p in problems})
 
 
 @contextmanager

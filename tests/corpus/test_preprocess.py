@@ -19,6 +19,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
+from hssl_nnunet.corpus import outputs, planning, screening
 from hssl_nnunet.corpus.integrity import read_quarantine
 from hssl_nnunet.corpus.preprocess import plan_and_preprocess
 from hssl_nnunet.errors import HSSLError
@@ -117,6 +118,7 @@ def test_bad_image_is_quarantined_and_picked_up_after_repair(nnunet_folders: Fol
     assert report.exit_code == 3
     assert [(d.labelled, d.unlabelled, d.quarantined) for d in report.datasets] == [(2, 1, 2)]
     assert sorted(p.case for p in report.problems) == ["a", "nosuffix"]
+    assert any("Rename it to nosuffix_0000.nii.gz" in p.remedy for p in report.problems)
     assert sorted(p.case for p in read_quarantine(NAME)) == ["a", "nosuffix"]
     folder = nnunet_folders["nnUNet_preprocessed"] / NAME
     assert sorted(arrays(folder / STOCK)) == ["b.b2nd", "b_seg.b2nd", "c.b2nd", "c_seg.b2nd"]
@@ -307,16 +309,20 @@ def test_labels_without_masks_are_noted(nnunet_folders: Folders) -> None:
     assert (report.datasets[0].labelled, report.datasets[0].unlabelled) == (0, 2)
 
 
-def test_files_without_the_channel_suffix_are_named(nnunet_folders: Folders) -> None:
-    raw = dataset(nnunet_folders["nnUNet_raw"], training="a", masks=False)
-    for number in (1, 2):
-        save(raw / "imagesTr" / f"BRATS_{number:04d}.nii.gz", voxels(number))
-    report = plan_and_preprocess([31], num_processes=1)
-    assert [(p.case, p.what) for p in report.problems] == [
-        (f"BRATS_{n:04d}", "the name lacks the channel suffix `_0000`") for n in (1, 2)
-    ]
-    assert "Rename it to BRATS_0001_0000.nii.gz" in report.problems[0].remedy
-    assert (report.datasets[0].unlabelled, report.datasets[0].quarantined) == (1, 2)
+def test_the_fingerprint_may_have_processes_of_its_own(
+    nnunet_folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, int] = {}
+
+    def recorded(function: Callable[..., Any], cases: list[Any], num_processes: int, description: str) -> Any:
+        used[description.partition(" ")[0]] = num_processes
+        return map(function, cases)
+
+    for module in (outputs, planning, screening):
+        monkeypatch.setattr(module, "map_cases", recorded)
+    dataset(nnunet_folders["nnUNet_raw"], training="a", masks=False)
+    plan_and_preprocess([31], num_processes=3, fingerprint_processes=2)
+    assert used == {"Checking": 2, "Extracting": 2, "Preprocessing": 3}
 
 
 def test_an_unset_folder_is_named_before_an_image_is_read(
