@@ -47,26 +47,19 @@ def audits(content: Content) -> list[Audit]:
 
 
 def _of_arm(content: Content, arm: str) -> list[Audit]:
-    leaked = content.leaked(arm)
-    ran = {r.dataset_name for r in content.records if r.arm == arm}
+    records = [r for r in content.records if r.arm == arm]
+    ran = {name: of for name in content.datasets if (of := [r for r in records if r.dataset_name == name])}
     refused = [
         Audit(arm=arm, dataset=name, told=", ".join(seen), refused=True, run=name in ran)
-        for name, seen in leaked.items()
+        for name, seen in content.leaked(arm).items()
     ]
-    return refused + (_compared(content, arm) if arm in content.arms or not refused else [])
-
-
-def _compared(content: Content, arm: str) -> list[Audit]:
-    records = [r for r in content.records if r.arm == arm]
+    if refused and not records:
+        return refused
     otherwise = _otherwise(content, arm, any(r.weights_sha256 for r in records))
-    told = {
-        name: _told([r for r in records if r.dataset_name == name], otherwise)
-        for name in content.datasets
-        if any(r.dataset_name == name for r in records)
-    }
-    if len(set(told.values())) < 2 and not content.leaked(arm):
-        return [Audit(arm=arm, dataset=EVERY_TARGET, told=next(iter(told.values()), otherwise))]
-    return [Audit(arm=arm, dataset=name, told=said) for name, said in told.items()]
+    told = {name: _told(of, otherwise) for name, of in ran.items()}
+    if len(set(told.values())) < 2 and not refused:
+        told = {EVERY_TARGET: next(iter(told.values()), otherwise)}
+    return refused + [Audit(arm=arm, dataset=name, told=said) for name, said in told.items()]
 
 
 def _told(records: Sequence[RunRecord], otherwise: str) -> str:

@@ -50,7 +50,8 @@ def preparation(plan: BenchmarkPlan) -> list[str]:
 
 def values_file(plan: BenchmarkPlan) -> str:
     """The JSON for `--values`: what differs from the preset for every arm, and the arms that do not ship with hssl."""
-    own = {name: _plain(arm) for name, arm in plan.arms.items() if name not in known_arms()}
+    shipped = known_arms()
+    own = {name: _plain(arm) for name, arm in plan.arms.items() if name not in shipped}
     values = {"pretraining": plan.pretraining, "finetuning": plan.finetuning, "arms": own}
     found = {key: value for key, value in values.items() if value}
     return json.dumps(found, indent=2) if found else ""

@@ -71,11 +71,6 @@ def labels(budget: str) -> str:
     return f"{budget} of the labels" if budget.endswith("%") else count(int(budget), "labelled case")
 
 
-def seeds(counts: Iterable[int]) -> str:
-    """`3 seeds`; `1 to 3 seeds` where datasets differ."""
-    return span(counts, "seed")
-
-
 def span(counts: Iterable[int], thing: str) -> str:
     """`9 labelled cases`; `9 to 12 labelled cases` where they differ."""
     found = sorted(set(counts))
@@ -90,7 +85,7 @@ def numbers(counts: Iterable[int]) -> str:
 
 def basis(of_datasets: Sequence[Sequence[int]]) -> str:
     """`3 datasets, 1 to 3 seeds`, of the seeds of each dataset."""
-    return f"{count(len(of_datasets), 'dataset')}, {seeds(map(len, of_datasets))}"
+    return f"{count(len(of_datasets), 'dataset')}, {span(map(len, of_datasets), 'seed')}"
 
 
 def answers(
@@ -171,7 +166,7 @@ def _reached(training: Sequence[Curves]) -> list[str]:
     ours, own = ([c.reach(arm, baseline) for c in training] for arm in (METHOD, baseline))
     shares = [r.share for r in ours if r]
     itself = f"{baseline} itself first {_shares([r.share for r in own if r])}"
-    told = f"{seeds(len(c.seeds) for c in training)}; {itself}"
+    told = f"{span((len(c.seeds) for c in training), 'seed')}; {itself}"
     of = f"of {count(len(training), 'dataset')}"
     if not shares:
         return [f"does not reach the final Dice of {NAMES[baseline]} along its training on any {of} ({told})"]
