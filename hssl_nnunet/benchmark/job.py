@@ -22,6 +22,7 @@ from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
 from hssl_nnunet.launch import set_environment
+from hssl_nnunet.paths import FINAL_CHECKPOINT
 from hssl_nnunet.plan_schema import finetuning_plan, preset_of_plans
 from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.transfer.weights_file import file_sha256
@@ -179,7 +180,7 @@ def _training_seconds(output: Path) -> float:
     """Wall time of the epochs, from the log in the last checkpoint."""
     from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
-    log = load_checkpoint(output / "checkpoint_final.pth")["logging"]
+    log = load_checkpoint(output / FINAL_CHECKPOINT)["logging"]
     pairs = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=True)
     return round(float(sum(end - start for start, end in pairs)), 1)
 

@@ -18,7 +18,7 @@ from hssl_nnunet.corpus.patients import patient_of
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
-from hssl_nnunet.paths import raw_dir
+from hssl_nnunet.paths import WEIGHTS_FILE, model_folder, raw_dir
 from hssl_nnunet.typed_json import merged
 
 EXCLUDED_FILE = "test_cases.txt"
@@ -52,8 +52,9 @@ def pretrain_arm(
         The weights file.
     """
     corpus = _corpus(workspace, plan, splits, name, target)
-    folder = workspace.results / corpus / f"{PRETRAIN_TRAINER}__{plan.plans_name}__{plan.configuration}" / "fold_all"
-    weights = folder / "hssl.safetensors"
+    model = model_folder(workspace.results, corpus, PRETRAIN_TRAINER, plan.plans_name, plan.configuration)
+    folder = model / "fold_all"
+    weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         begun = any(folder.glob("checkpoint_*.pth"))
         pretrain(

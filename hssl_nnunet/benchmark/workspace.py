@@ -17,7 +17,7 @@ from hssl_nnunet.benchmark.plan import PLAN_FILE, BenchmarkPlan, asked_folds, ch
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import cannot, read_json, write_json
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RESULTS, model_folder
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX, TargetBlock
 from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.transfer.weights_file import file_sha256
@@ -129,8 +129,8 @@ class Workspace:
 
     def training(self, plan: BenchmarkPlan, dataset_name: str, arm: str, seed: int) -> Path:
         """nnU-Net's folder of an arm's trainings on a dataset with a seed; each budget is a fold."""
-        name = f"{plan.arms[arm].trainer}__{plan.run_plans(arm, seed)}__{plan.configuration}"
-        return self.results / dataset_name / name
+        plans_name = plan.run_plans(arm, seed)
+        return model_folder(self.results, dataset_name, plan.arms[arm].trainer, plans_name, plan.configuration)
 
     def write_arm_plans(
         self, dataset_name: str, plans_name: str, name: str, finetuning: FinetuningPlan, weights: Path | None
