@@ -168,7 +168,7 @@ def corpus(
     _exit_with(report.problems, report.exit_code, again)
 
 
-@app.command(epilog="Example: hssl pretrain 900")
+@app.command(cls=ListCommand, epilog="Example: hssl pretrain 900")
 def pretrain(
     dataset: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.", show_default=False)],
     configuration: Configuration = "3d_fullres",
@@ -194,7 +194,7 @@ def pretrain(
 app.command(cls=ListCommand, epilog="Example: hssl seed -d 4 -w hssl.safetensors")(seed)
 
 
-@app.command(epilog="Example: hssl finetune 4 3d_fullres 0")
+@app.command(cls=ListCommand, epilog="Example: hssl finetune 4 3d_fullres 0")
 def finetune(
     dataset: Dataset,
     configuration: Annotated[str, typer.Argument(help="nnU-Net's configuration.", show_default=False)],

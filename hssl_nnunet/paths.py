@@ -38,6 +38,11 @@ def nnunet_dir(variable: str) -> Path:
     return Path(value)
 
 
+def nnunet_dirs() -> list[Path]:
+    """Those of nnU-Net's three folders whose variable is set."""
+    return [Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)]
+
+
 def raw_dir() -> Path:
     """nnU-Net's raw data folder."""
     return nnunet_dir(ENV_RAW)
@@ -74,7 +79,7 @@ def dataset_name(dataset_name_or_id: str | int, remedy: str = "Run `hssl convert
     prefix = text if text.startswith("Dataset") else f"Dataset{int(text):03d}_" if text.isdecimal() else None
     if prefix is None:
         raise HSSLError(f"'{text}' is neither a dataset id (4) nor a dataset name (Dataset004_Hippocampus).")
-    bases = [Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)]
+    bases = nnunet_dirs()
     if not bases:
         raise HSSLError(f"None of {ENV_RAW}, {ENV_PREPROCESSED}, {ENV_RESULTS} is set. Run `hssl doctor`.")
     folders = [p for b in bases if b.is_dir() for p in b.iterdir() if p.is_dir()]

@@ -140,6 +140,8 @@ def test_flags_are_spelled_as_nnunet_spells_them():
         ("plan_and_preprocess -d 4 --no_pbar", "--no_pbar: leave it out"),
         ("finetune 4 3d_fullres 0 -tr nnUNetTrainer", "-tr: `hssl` trains with its own trainers"),
         ("finetune 4 3d_fullres 0 -pretrained_weights f", "-pretrained_weights: weights go into the plans"),
+        ("finetune 4 3d_fullres 0 -pretrained_weights=f", "-pretrained_weights: weights go into the plans"),
+        ("pretrain 900 -pretrained_weights=f", "-pretrained_weights: weights go into the plans"),
     ],
 )
 def test_a_flag_of_nnunets_own_commands_is_told_what_replaces_it(capsys, typed: str, instead: str):

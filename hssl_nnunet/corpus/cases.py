@@ -13,7 +13,7 @@ from typing import Any
 from hssl_nnunet.corpus.dataset_json import read_dataset_json
 from hssl_nnunet.corpus.manifest import MANIFEST
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, dataset_name, preprocessed_dir, raw_dir
+from hssl_nnunet.paths import dataset_name, nnunet_dirs, preprocessed_dir, raw_dir
 
 SHOWN = 10  # cases named in one message
 
@@ -112,8 +112,7 @@ def visible_files(folder: Path, ending: str) -> list[Path]:
 
 def folders_of_id(number: int) -> list[Path]:
     """The folders of datasets with this id, in each of nnU-Net's folders that is set."""
-    bases = [Path(os.environ[v]) for v in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS) if os.environ.get(v)]
-    return [folder for base in bases for folder in sorted(base.glob(f"Dataset{number:03d}_*"))]
+    return [folder for base in nnunet_dirs() for folder in sorted(base.glob(f"Dataset{number:03d}_*"))]
 
 
 def changed_at(path: Path) -> float:
