@@ -15,12 +15,13 @@ PACKAGES = (
     "batchgeneratorsv2",
     "torch",
     "numpy",
+    "scipy",
     "SimpleITK",
     "scikit-image",
     "scikit-learn",
     "safetensors",
 )
-OPTIONAL = ("monai", "scipy", "statsmodels")  # make the benchmark's numbers; the extra `benchmark` brings them
+OPTIONAL = ("monai", "statsmodels")  # make the benchmark's numbers; the extra `benchmark` brings them
 NOT_INSTALLED = "not installed"
 
 
