@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ Submit = Annotated[bool, typer.Option("--submit", help="Submit them as well.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines.")]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes on each, one a GPU.")]
 DEVICES = ("cpu", "cuda", "mps")
+NODES_OF_SBATCH = re.compile(r"(?:^| )(?:--nodes[= ]|-N ?)(\S+)")
+TASKS_OF_SBATCH = re.compile(r"(?:^| )(?:--ntasks(?:-per-node)?[= ]|-n ?\d)")
 DEFAULT_FOLDER = Path("slurm")
 DEFAULT_FOLDS = ["0", "1", "2", "3", "4"]
 
@@ -139,7 +142,24 @@ def _allocation(sbatch: str, nodes: int = 1, processes: int = 1) -> Allocation:
         options = shlex.split(sbatch)
     except ValueError as error:  # a quote that is not closed
         raise typer.BadParameter(f"options of sbatch {sbatch!r}: {error}. Close it, or leave it out.") from None
+    _check_machines(options, nodes)
     return Allocation(options=tuple(options), nodes=nodes, processes=processes)
+
+
+def _check_machines(options: Sequence[str], nodes: int) -> None:
+    """Refuse machines that would stand idle, and tasks that would each start all processes of a machine."""
+    given = shlex.join(options)
+    machines, tasks = NODES_OF_SBATCH.search(given), TASKS_OF_SBATCH.search(given)
+    if machines and machines[1] != str(nodes):
+        raise typer.BadParameter(
+            f"options of sbatch '{given}' ask for {machines[1]} nodes, the script would use {nodes}: leave that out. "
+            "`hssl slurm pretrain` and `chain` have an option --nodes of their own."
+        )
+    if tasks and nodes > 1:
+        raise typer.BadParameter(
+            f"options of sbatch '{given}' set the number of tasks: leave that out. A node has one task, which "
+            "starts as many processes as --processes says."
+        )
 
 
 def _checked(ctx: typer.Context, name: str, arguments: Sequence[str]) -> dict[str, Any]:

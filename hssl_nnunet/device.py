@@ -77,4 +77,7 @@ def check_gpus(device: torch.device, num_gpus: int) -> None:
 
     visible = torch.cuda.device_count() if device.type == "cuda" else 0
     if not 1 <= num_gpus <= visible:
-        raise HSSLError(f"-num_gpus {num_gpus}, but {visible} GPUs are visible for -device {device.type}.")
+        raise HSSLError(
+            f"-num_gpus {num_gpus}, but {visible} GPUs are visible for -device {device.type}. Use -num_gpus "
+            f"{max(visible, 1)}, or make more visible (`hssl doctor` lists them)."
+        )

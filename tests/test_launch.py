@@ -380,7 +380,7 @@ def test_plans_must_be_unambiguous(target):
             "`hssl plan_and_preprocess -d Dataset004_Toy --preset cpu`, then `hssl seed -d .* -p nnUNetCPUPlans`",
         ),
         ({"device": "tpu"}, "Unknown device 'tpu'. Known: cpu, cuda, mps"),
-        ({"num_gpus": 2}, "-num_gpus 2, but 0 GPUs are visible for -device cpu"),
+        ({"num_gpus": 2}, "-num_gpus 2, but 0 GPUs are visible for -device cpu. Use -num_gpus 1"),
         ({"dataset": 7}, "Dataset '7' was not found"),
     ],
 )

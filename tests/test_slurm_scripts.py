@@ -420,6 +420,28 @@ def test_a_quote_that_is_not_closed_is_told(nnunet_folders: dict[str, Path], tmp
 
 
 @pytest.mark.parametrize(
+    ("sbatch", "nodes", "said"),
+    [
+        ("--nodes=2 --mem=4G", "1", "2 nodes, the script would use 1"),
+        ("--mem=4G -N 4", "2", "4 nodes, the script would use 2"),
+        ("--mem=4G -N4", "1", "4 nodes, the script would use 1"),
+        ("--ntasks-per-node=4", "2", "A node has one task"),
+        ("--mem=4G -n 8", "2", "A node has one task"),
+        ("--nodes=2 --ntasks-per-gpu=1 --nodelist=n1,n2", "2", None),
+        ("--nodes 1 --ntasks=4", "1", None),
+    ],
+)
+def test_machines_that_a_script_would_not_use_are_not_asked_for(
+    sbatch: str, nodes: str, said: str | None, nnunet_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    write_corpus_plans(nnunet_folders)
+    code, told = hssl_slurm(tmp_path / "slurm", "pretrain", "--sbatch", sbatch, "--nodes", nodes, "900")
+    assert code == (2 if said else 0), told
+    assert said is None or said in " ".join(told.replace("│", " ").split())
+    assert (tmp_path / "slurm").exists() is (said is None)
+
+
+@pytest.mark.parametrize(
     ("typed", "said"),
     [
         (["pretrain", "--bogus", "900"], "No such option: --bogus"),
