@@ -15,6 +15,7 @@ from made_runs import noise, record
 from hssl_nnunet.benchmark.intervals import crossed_interval
 from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.splits import DatasetSplit, write_splits
+from hssl_nnunet.files import read_json, write_json
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 DATASET = "Dataset001_A"
@@ -98,3 +99,27 @@ def test_a_sign_of_equality_in_a_path_is_part_of_it(
 def test_two_of_one_name_are_refused(script: Callable[[str], ModuleType]) -> None:
     with pytest.raises(SystemExit, match="a/w.pth and b/w.pth are both called w. Name one as `NAME=PATH`"):
         script("common").named_files(["a/w.pth", "b/w.pth"])
+
+
+def test_arms_of_two_reports_differ_as_within_one(script: Callable[[str], ModuleType]) -> None:
+    module, report = script("compare_reports"), SCRIPTS / "results" / "benchmark_cpu_voxel.json"
+    found = module.compared(module.Side(report, "hssl", "5%"), module.Side(report, "scratch", "5%"))["targets"]
+    own = read_json(report)
+    compared = {c["dataset_name"]: c for c in own["comparisons"] if (c["arm"], c["baseline"]) == ("hssl", "scratch")}
+    (compared["mean"],) = [c for c in own["overall"] if (c["arm"], c["baseline"]) == ("hssl", "scratch")]
+    assert found.keys() == compared.keys()
+    for name, difference in found.items():
+        for key in ("difference", "low", "high"):  # Dice by patient is rounded there
+            assert difference[key] == pytest.approx(compared[name][key], abs=0.05), (name, key)
+
+
+def test_runs_tested_on_different_patients_are_not_compared(
+    script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    module = script("compare_reports")
+    for name, patient in (("a", "p1"), ("b", "p2")):
+        run = {"dataset_name": DATASET, "arm": name, "budget": "5%", "seed": 0, "device": "cpu", "dice": 50}
+        write_json(tmp_path / f"{name}.json", {"runs": [{**run, "dice_by_patient": {patient: 50}}]})
+    sides = [module.Side.from_text(f"{tmp_path / name}.json:{name}:5%") for name in ("a", "b")]
+    with pytest.raises(SystemExit, match=f"{DATASET}: the runs were tested on different patients"):
+        module.compared(*sides)
