@@ -231,7 +231,7 @@ def test_who_ends_the_command_ends_its_processes(
     try:
         wait_for_a_checkpoint(folder, process)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=90)  # until all that hold its output have ended
+        said, _ = process.communicate(timeout=200)  # until all that hold its output have ended
     finally:
         for rank in processes_in(folder):
             os.kill(rank, signal.SIGKILL)
@@ -271,7 +271,7 @@ def test_ranks_that_do_not_find_the_same_checkpoint_are_refused(
     torchrun = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node=2", "--no-python"]
     process = start([*torchrun, "sh", "-c", script])
     try:
-        said, _ = process.communicate(timeout=100)
+        said, _ = process.communicate(timeout=200)
     finally:
         process.terminate()
     assert process.returncode != 0 and "Rank 0 begins at epoch 2, rank 1 at epoch 0" in said, said
