@@ -74,6 +74,11 @@ class Training:
         model = model_folder(results_dir(), self.dataset, self.trainer, self.plans_name, self.configuration)
         return model / f"fold_{self.fold}"
 
+    @property
+    def last_file(self) -> str:
+        """What it writes last, below its folder: its weights, or nnU-Net's scores of the validation cases."""
+        return WEIGHTS_FILE if self.pretrains else "validation/summary.json"
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -221,7 +226,7 @@ def train(
             if validation.alone:
                 refuse_unfinished(folder)
             elif not continue_training:
-                refuse_to_overwrite(folder, training.plans)
+                refuse_to_overwrite(folder, training.plans, training.last_file)
             _run(training, device, continue_training, num_gpus, validation)
     return folder
 
@@ -264,9 +269,7 @@ def _checked(training: Training) -> int:
 
 def _is_finished(training: Training, num_epochs: int) -> bool:
     """Whether nothing is left to train; one of other images or weights is not what the user asks for."""
-    # what a training writes last: its weights, or nnU-Net's scores of the validation cases
-    last_file = WEIGHTS_FILE if training.pretrains else "validation/summary.json"
-    checkpoint = final_checkpoint(training.folder, last_file)
+    checkpoint = final_checkpoint(training.folder, training.last_file)
     if checkpoint is None or checkpoint["current_epoch"] < num_epochs:
         return False
     from hssl_nnunet.training.resume import check_images, check_weights

@@ -32,18 +32,19 @@ def final_checkpoint(folder: Path, last_file: str) -> dict[str, Any] | None:
     return load_checkpoint(checkpoint)
 
 
-def refuse_to_overwrite(folder: Path, plans: Path) -> None:
+def refuse_to_overwrite(folder: Path, plans: Path, last_file: str) -> None:
     """Refuse a folder that holds a training.
 
     Args:
         folder: the folder.
         plans: the plans' file, for the error.
+        last_file: what a training writes last, after its final checkpoint; relative to the folder.
 
     Raises:
         HSSLError: it does; says whether that is finished.
     """
     saved = sorted(p.name for p in folder.glob("checkpoint_*.pth"))
-    if FINAL_CHECKPOINT in saved:
+    if FINAL_CHECKPOINT in saved and (folder / last_file).is_file():
         raise HSSLError(
             f"{folder} is finished: it holds {FINAL_CHECKPOINT}. Move the folder away to start again; to train longer, "
             f"raise `num_epochs` in {plans} and add --c."

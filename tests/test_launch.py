@@ -152,6 +152,10 @@ def test_a_training_is_not_overwritten(target, calls):
     with pytest.raises(HSSLError, match=r"already holds a training \(checkpoint_latest.pth\). Add --c to continue it"):
         launch.finetune(4, "3d_fullres", 0, device="cpu")
     (folder / "checkpoint_final.pth").touch()
+    with pytest.raises(HSSLError, match=r"already holds a training \(checkpoint_final.pth, .*Add --c to continue it"):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")  # killed before its validation
+    (folder / "validation").mkdir()
+    (folder / "validation" / "summary.json").touch()
     with pytest.raises(HSSLError, match="is finished: .*Move the folder away.*raise `num_epochs` in .*_HSSL.json and"):
         launch.finetune(4, "3d_fullres", 0, device="cpu")
     assert len(calls) == 1
