@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hssl_nnunet.corpus.cases import read_raw_dataset
+from hssl_nnunet.corpus.cases import dataset_id, read_raw_dataset
 from hssl_nnunet.errors import HSSLError
 
 NAME = "Dataset031_Thing"
@@ -148,3 +148,9 @@ def test_an_unset_raw_folder_is_named_first(nnunet_folders: dict[str, Path], uns
     unset("nnUNet_raw")
     with pytest.raises(HSSLError, match="nnUNet_raw is not set"):
         read_raw_dataset(31)
+
+
+def test_the_id_of_a_name() -> None:
+    assert dataset_id("Dataset004_Hippocampus") == 4
+    with pytest.raises(HSSLError, match="'Dataset5x_Odd' is not a dataset name"):
+        dataset_id("Dataset5x_Odd")

@@ -1,3 +1,4 @@
+import gzip
 import os
 import subprocess
 import sys
@@ -258,3 +259,11 @@ def test_summary_over_images_of_two_channels(tmp_path):
 )
 def test_modality_by_whole_words(name, modality):
     assert modality_of(name) == modality
+
+
+def test_another_compression_level_is_the_same_image(tmp_path):
+    original = Path(write(tmp_path / "a.nii.gz"))
+    copy = tmp_path / "b.nii.gz"
+    copy.write_bytes(gzip.compress(gzip.decompress(original.read_bytes()), compresslevel=1))
+    assert copy.read_bytes() != original.read_bytes()
+    assert hash_of(original) == hash_of(copy)

@@ -347,3 +347,15 @@ def test_mistakes_are_named_before_anything_is_done(nnunet_folders: Folders) -> 
     with pytest.raises(HSSLError, match="imagesTr holds no image"):
         plan_and_preprocess([31])
     assert list(nnunet_folders["nnUNet_preprocessed"].iterdir()) == []
+
+
+def test_files_without_the_channel_suffix_are_named(nnunet_folders: Folders) -> None:
+    raw = dataset(nnunet_folders["nnUNet_raw"], training="a", masks=False)
+    for number in (1, 2):
+        save(raw / "imagesTr" / f"BRATS_{number:04d}.nii.gz", voxels(number))
+    report = plan_and_preprocess([31], num_processes=1)
+    assert [(p.case, p.what) for p in report.problems] == [
+        (f"BRATS_{n:04d}", "the name lacks the channel suffix `_0000`") for n in (1, 2)
+    ]
+    assert "Rename it to BRATS_0001_0000.nii.gz" in report.problems[0].remedy
+    assert (report.datasets[0].unlabelled, report.datasets[0].quarantined) == (1, 2)
