@@ -14,7 +14,6 @@ from hssl_nnunet.benchmark.masks import Mask
 from hssl_nnunet.benchmark.plan import BenchmarkPlan, patterns_of
 from hssl_nnunet.corpus.candidates import Candidate, measured_candidates
 from hssl_nnunet.corpus.domain_plans import Source, read_sources
-from hssl_nnunet.corpus.fingerprint import worker_pool
 from hssl_nnunet.corpus.parallel import default_processes
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
@@ -47,8 +46,8 @@ def measured(plan: BenchmarkPlan, names: Iterable[str]) -> dict[str, Measured]:
         HSSLError: a dataset has no raw images or no such plans, or a case's name does not match its patient regex.
     """
     sources, patterns = read_sources(list(names), plan.plans_name, plan.configuration), patterns_of(plan)
-    with worker_pool(default_processes()) as mapper:
-        found = [measured_candidates(index, source, patterns, mapper) for index, source in enumerate(sources)]
+    processes = default_processes()
+    found = [measured_candidates(index, source, patterns, processes) for index, source in enumerate(sources)]
     return {source.dataset.name: Measured(source, tuple(each)) for source, each in zip(sources, found, strict=True)}
 
 

@@ -22,7 +22,6 @@ from hssl_nnunet.corpus.candidates import (
 )
 from hssl_nnunet.corpus.cases import dataset_id, folders_of_id
 from hssl_nnunet.corpus.domain_plans import Source, corpus_plans, read_sources
-from hssl_nnunet.corpus.fingerprint import worker_pool
 from hssl_nnunet.corpus.former import former_corpus, kept_groups, kept_pretraining, weights_note
 from hssl_nnunet.corpus.hierarchy import Groups, build_hierarchy
 from hssl_nnunet.corpus.integrity import EXIT_QUARANTINED, Problem
@@ -176,8 +175,7 @@ def _admitted(
     num_processes: int,
 ) -> tuple[list[Image], list[Problem], list[str]]:
     """Images of the corpus, cases that could not be used, and notes."""
-    with worker_pool(num_processes) as mapper:
-        every = [c for d, s in enumerate(sources) for c in measured_candidates(d, s, patterns, mapper)]
+    every = [c for d, s in enumerate(sources) for c in measured_candidates(d, s, patterns, num_processes)]
     remaining, exclusion_notes = without_excluded(every, exclude_file, exclude_contents)
     images, duplicate_notes = without_duplicates(images_of(remaining, sources))
     problems = joined_problems(p for c in remaining for p in c.problems)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from hssl_nnunet.corpus.cases import Case, RawDataset, changed_at, dataset_id, listed
 from hssl_nnunet.corpus.domain_plans import Source
-from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Mapper, Result, fingerprint_files
+from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Result, fingerprint_files
 from hssl_nnunet.corpus.integrity import QUARANTINE_FILE, Problem, channel_finding, read_quarantine
 from hssl_nnunet.corpus.modality import modality_of
 from hssl_nnunet.corpus.patients import Subject, excluded_subjects, patient_of, read_exclusions
@@ -63,7 +63,7 @@ class Image:
 
 
 def measured_candidates(
-    domain: int, source: Source, patterns: Mapping[str, re.Pattern[str]], mapper: Mapper
+    domain: int, source: Source, patterns: Mapping[str, re.Pattern[str]], num_processes: int
 ) -> list[Candidate]:
     """All raw cases of a domain, the source of that index, measured; those already measured are not read again.
 
@@ -74,7 +74,7 @@ def measured_candidates(
     patients = [patient_of(case.name, dataset.name, patterns) for case in dataset.cases]  # fails before images are read
     files = [str(image) for case in dataset.cases for image in case.images]
     cache_file = preprocessed_dir() / dataset.name / CACHE_FILE
-    measured = fingerprint_files(files, cache_file=cache_file, mapper=mapper)
+    measured = fingerprint_files(files, cache_file=cache_file, num_processes=num_processes)
     quarantine = _quarantine(dataset)
     return [
         _candidate(domain, source, case, patient, measured, quarantine)

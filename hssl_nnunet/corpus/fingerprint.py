@@ -7,13 +7,9 @@ Needs no masks. Every file is read once, by one worker, and its measures are kep
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +17,9 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from tqdm import tqdm
 
+from hssl_nnunet.corpus.parallel import map_cases
 from hssl_nnunet.corpus.whole_file import cause_of, voxels_are_finite
-from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -159,39 +154,21 @@ def _orientation(image: sitk.Image) -> str:
 
 
 Result = tuple[ImageFingerprint, ...] | BadImage
-Mapper = Callable[[Callable[[str], Result], Iterable[str]], Iterable[Result]]
 
 
-@contextmanager
-def worker_pool(num_processes: int) -> Iterator[Mapper]:
-    """Yield a `map` over `num_processes` worker processes, or the built-in `map` for 1.
-
-    Workers start with the first file, hence not at all when every image is measured already.
-    """
-    if num_processes == 1:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")  # the same on every platform, and safe beside threads
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        try:
-            yield partial(pool.map, chunksize=4)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # an error or Ctrl-C does not wait for the files to come
-
-
-def fingerprint_files(files: Sequence[str], *, cache_file: Path, mapper: Mapper = map) -> dict[str, Result]:
+def fingerprint_files(files: Sequence[str], *, cache_file: Path, num_processes: int = 1) -> dict[str, Result]:
     """Measure files; those whose size and time of change are those in `cache_file` are not read again.
 
     Args:
         files: raw image files.
         cache_file: JSON that is read (ignored when damaged) and brought up to date, also when the run is interrupted.
-        mapper: what `worker_pool` yields; a worker holds one file at a time.
+        num_processes: workers, each of which holds one file at a time; none is started when all are measured already.
 
     Returns:
         For each file its channels, or why it cannot be used; one bad image never stops the others.
 
     Raises:
-        HSSLError: a worker process died, most likely for lack of memory.
+        HSSLError: a worker process was killed, most likely for want of memory; what was measured is kept.
     """
     cached = read_cache(cache_file)
     stamps = {file: _stamp(file) for file in files}
@@ -199,13 +176,10 @@ def fingerprint_files(files: Sequence[str], *, cache_file: Path, mapper: Mapper 
         file: cached[file].channels for file in files if file in cached and cached[file].stamp == stamps[file]
     }
     todo = [file for file in files if file not in found]
-    progress = tqdm(todo, desc=f"fingerprint {cache_file.parent.name}", unit="image", disable=None if todo else True)
     try:
-        for file, result in zip(progress, mapper(_measure, todo), strict=True):
-            found[file] = result
-    except BrokenProcessPool:
-        remedy = "Run it again with fewer processes (-np); finished images are kept."
-        raise HSSLError(f"A fingerprint worker died, most likely for lack of memory. {remedy}") from None
+        with closing(map_cases(_measure, todo, num_processes, f"Measuring {cache_file.parent.name}")) as measured:
+            for file, result in zip(todo, measured, strict=True):
+                found[file] = result
     finally:
         if todo:
             _write_cache(cache_file, found, stamps)

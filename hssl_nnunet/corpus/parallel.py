@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -23,14 +23,17 @@ def default_processes() -> int:
     return max(1, min(int(default_num_processes), available_cpus()))
 
 
-def map_cases(function: Callable[[T], R], cases: Sequence[T], num_processes: int, description: str) -> Iterator[R]:
+def map_cases(
+    function: Callable[[T], R], cases: Sequence[T], num_processes: int, description: str
+) -> Generator[R, None, None]:
     """Yield `function(case)` in the order of `cases`; with one process nothing is started, with more it is pickled.
 
     Raises:
         HSSLError: a worker was killed, in general for want of memory.
     """
     workers = min(num_processes, len(cases))
-    progress = {"total": len(cases), "desc": description, "disable": None}  # None: shown on a terminal alone
+    # None: shown on a terminal alone
+    progress = {"total": len(cases), "desc": description, "disable": None if cases else True}
     if workers <= 1:
         yield from tqdm(map(function, cases), **progress)
         return

@@ -2,6 +2,7 @@ import gzip
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import nibabel
@@ -16,9 +17,9 @@ from hssl_nnunet.corpus.fingerprint import (
     content_hash,
     fingerprint_file,
     fingerprint_files,
-    worker_pool,
 )
 from hssl_nnunet.corpus.modality import modality_of
+from hssl_nnunet.corpus.parallel import map_cases
 from hssl_nnunet.corpus.summary import summarise
 
 VOXELS = np.random.default_rng(0).integers(-5, 100, (6, 7, 8)).astype(np.int16)
@@ -136,8 +137,7 @@ def test_bad_images_are_reported_and_the_others_measured(tmp_path, num_processes
     bad = damaged_files(tmp_path)
     good = [write(tmp_path / f"good{i}.nii.gz", VOXELS + i) for i in range(3)]
     files = [good[0], *bad, *good[1:]]
-    with worker_pool(num_processes) as mapper:
-        results = fingerprint_files(files, cache_file=tmp_path / "cache.json", mapper=mapper)
+    results = fingerprint_files(files, cache_file=tmp_path / "cache.json", num_processes=num_processes)
     assert list(results) == files
     assert [results[g] for g in good] == [fingerprint_file(g) for g in good]
     for file, word in bad.items():
@@ -192,8 +192,7 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
 
 def test_an_interruption_does_not_wait_for_the_files_to_come(tmp_path):
     commands = [f"sleep 0.05; touch {tmp_path / str(i)}" for i in range(100)]
-    with pytest.raises(KeyboardInterrupt), worker_pool(2) as mapper:
-        done = mapper(os.system, commands)
+    with pytest.raises(KeyboardInterrupt), closing(map_cases(os.system, commands, 2, "commands")) as done:
         next(done)
         raise KeyboardInterrupt
     assert len(list(tmp_path.iterdir())) < 60
