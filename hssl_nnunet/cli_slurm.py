@@ -95,8 +95,10 @@ def benchmark(
     submit: Submit = False,
 ) -> None:
     """Run hssl benchmark run, its jobs shared by the tasks of an array."""
-    _check_benchmark(_checked(ctx, "benchmark run", ctx.args))
-    _finish([slurm.benchmarking(ctx.args, parts, _allocation(sbatch))], folder, submit)
+    typed = _checked(ctx, "benchmark run", ctx.args)
+    _check_benchmark(typed)
+    results = Path(typed["output"]).resolve()
+    _finish([slurm.benchmarking(ctx.args, parts, results, _allocation(sbatch))], folder, submit)
 
 
 @slurm_app.command(

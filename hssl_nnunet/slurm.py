@@ -79,11 +79,18 @@ def preprocessing(arguments: Sequence[str], allocation: Allocation) -> Script:
     return Script(name="preprocess", commands=commands, allocation=allocation, most_requeues=most)
 
 
-def benchmarking(arguments: Sequence[str], parts: int, allocation: Allocation) -> Script:
-    """`hssl benchmark run ARGUMENTS` as an array that shares the jobs; what a requeue interrupts goes on."""
+def benchmarking(arguments: Sequence[str], parts: int, folder: Path, allocation: Allocation) -> Script:
+    """`hssl benchmark run ARGUMENTS` as an array that shares the jobs; what a requeue interrupts goes on.
+
+    Args:
+        arguments: of `hssl benchmark run`.
+        parts: tasks of the array.
+        folder: the benchmark's.
+        allocation: what each task runs on.
+    """
     shards = (f"{part}/{parts}" for part in range(1, parts + 1))
     commands = tuple(("hssl", "benchmark", "run", *arguments, "--shard", shard) for shard in shards)
-    return Script(name="benchmark", commands=commands, allocation=allocation)
+    return Script(name="benchmark", commands=commands, allocation=allocation, folders=(folder,) * parts)
 
 
 def chain(

@@ -24,9 +24,12 @@ SECONDS_BEFORE_END = 180  # for the signal; a checkpoint is on disk at any time,
 VARIABLES = (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS, "nnUNet_n_proc_DA", "nnUNet_def_n_proc", "nnUNet_compile")
 RENDEZVOUS_PORT = "$((10000 + SLURM_JOB_ID % 20000))"  # two jobs of one first node do not meet
 SAVED = (
-    "saved() {  # the checkpoint that --c goes on from; one that is written anew is another file",
-    '  for name in final latest best; do ls -li "$folder/checkpoint_$name.pth" 2>/dev/null && return; done',
-    "}",
+    "saved() {  # of each training the checkpoint that --c goes on from, and a benchmark's predictions and records",
+    '  find "$folder" -type d 2>/dev/null | sort | while IFS= read -r d; do',
+    '    for name in final latest best; do ls -li "$d/checkpoint_$name.pth" 2>/dev/null && break; done',
+    "  done",
+    '  ls -lR "$folder/runs" 2>/dev/null',
+    "}  # a file that is written anew is another one",
 )
 WORDS_OF_A_DIRECTIVE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # what sbatch reads as it stands
 
@@ -56,8 +59,8 @@ class Script:
         allocation: what it runs on.
         after: names of scripts that must have ended well before; where one does not, the job is cancelled.
         most_requeues: how often it is queued again when its time is up; None = as long as it takes.
-        folders: where each command saves its checkpoints; one that has saved none since it was started is not queued
-            again, for it would begin anew each time. Empty = it saves none.
+        folders: where each command saves its checkpoints, itself or in folders below; one that has saved none since it
+            was started is not queued again, for it would begin anew each time. Empty = it saves none.
     """
 
     name: str

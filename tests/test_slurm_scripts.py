@@ -66,7 +66,7 @@ def test_folds_and_datasets_become_tasks() -> None:
         "hssl plan_and_preprocess -d 4 -np 2",
         "hssl plan_and_preprocess -d 51 -np 2",
     ]
-    assert tasks(slurm.benchmarking(["-d", "4", "-o", "b"], 2, Allocation())) == [
+    assert tasks(slurm.benchmarking(["-d", "4", "-o", "b"], 2, Path("b"), Allocation())) == [
         "hssl benchmark run -d 4 -o b --shard 1/2",
         "hssl benchmark run -d 4 -o b --shard 2/2",
     ]
@@ -149,6 +149,20 @@ def test_a_training_is_queued_again_as_long_as_it_comes_to_a_checkpoint(tmp_path
         assert "has saved no checkpoint: not queued again" in said and "lower `save_every`" in said
     shutil.rmtree(results)
     assert asked_again(tmp_path, script, 0)[0] == 1
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_benchmark_is_queued_again_as_long_as_it_comes_to_something(tmp_path: Path) -> None:
+    folder = tmp_path / "two words"
+    script = slurm.benchmarking(["-d", "4", "-o", str(folder)], 1, folder, Allocation())
+    run, training = folder / "runs" / "D" / "5%", folder / "nnUNet_results" / "a training" / "fold_0"
+    saving = f'cd "{training}"; touch new; mv new checkpoint_latest.pth'
+    for work in (f'mkdir -p "{training}"; {saving}', saving, f'mkdir -p "{run}"; touch "{run}/predicted.nii.gz"'):
+        assert "scontrol requeue 7" in asked_again(tmp_path, script, 1000, work)[1], work
+    # what each start writes anew whatever it comes to
+    for work in ("", f'touch "{training}/log.txt" "{folder}/benchmark.json"; mkdir -p "{folder}/jobs"'):
+        code, said = asked_again(tmp_path, script, 1, work)
+        assert code == 1 and "has saved no checkpoint: not queued again" in said
 
 
 def test_spaces_and_quotes_are_written_as_sbatch_reads_them(tmp_path: Path) -> None:
