@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
+from hssl_nnunet.remedies import preprocess_command
 from hssl_nnunet.typed_json import parse
 
 
@@ -18,6 +19,39 @@ class Plans:
 
     plans_name: str
     configurations: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedCase:
+    """A case of the key `dataset`, which names files that lie anywhere."""
+
+    images: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetJson:
+    """The part of a preprocessed dataset's dataset.json that we read."""
+
+    file_ending: str
+    labels: dict[str, Any]
+    dataset: dict[str, ListedCase] = field(default_factory=dict)
+
+
+def read_dataset(folder: Path) -> tuple[DatasetJson, dict[str, Any]]:
+    """Read the dataset.json of a preprocessed dataset.
+
+    Args:
+        folder: `nnUNet_preprocessed/<Dataset>`.
+
+    Returns:
+        What we read of it, and all of its content.
+
+    Raises:
+        HSSLError: the file is missing, is not JSON, or lacks what we read.
+    """
+    path, remedy = folder / "dataset.json", f"Run `{preprocess_command(folder.name)}` to write it anew."
+    content: dict[str, Any] = read_json(path, remedy)
+    return parse(DatasetJson, content, path, remedy), content
 
 
 def read_plans(path: str | Path, remedy: str = "") -> dict[str, Any]:
@@ -49,6 +83,25 @@ def plans_in(folder: Path, pattern: str = "*.json") -> dict[Path, dict[str, Any]
         if isinstance(content, dict) and isinstance(content.get("configurations"), dict):
             found[path] = content
     return found
+
+
+def inherited(plans: dict[str, Any], configuration: str, source: str | Path) -> dict[str, Any]:
+    """A configuration of the plans with what it inherits from others, as the file has it; nnU-Net is not asked.
+
+    Raises:
+        HSSLError: the configuration, or one that it inherits from, is not there; it inherits from itself.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    name: str | None = configuration
+    while name is not None:
+        if name in entries:
+            raise HSSLError(f"`inherits_from` in {source} goes round in a circle: {', '.join(entries)}. Correct it.")
+        if name not in plans["configurations"]:
+            what = f"`inherits_from` of {list(entries)[-1]} in" if entries else "configuration of"
+            raise unknown_name(f"{what} {source}", name, plans["configurations"])
+        entries[name] = plans["configurations"][name]
+        name = entries[name].get("inherits_from")
+    return {key: value for entry in reversed(entries.values()) for key, value in entry.items()}
 
 
 def resolved_configuration(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hssl_nnunet.errors import HSSLError, unknown_name
+from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
-from hssl_nnunet.nnunet_plans import read_plans
-from hssl_nnunet.paths import preprocessed_dir
+from hssl_nnunet.nnunet_plans import inherited, read_plans
+from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
 from hssl_nnunet.plan_schema import SEEDED_SUFFIX
 from hssl_nnunet.remedies import corpus_command, preprocess_command, seed_command
+from hssl_nnunet.typed_json import parse
 
 SPLITS_FILE, NUM_FOLDS = "splits_final.json", 5  # nnU-Net's
 PREPROCESSING = (  # what a preprocessed image follows from, nnU-Net's names
@@ -24,6 +26,15 @@ PREPROCESSING = (  # what a preprocessed image follows from, nnU-Net's names
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
+SHOWN = 10  # cases that an error names
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A fold of nnU-Net's splits_final.json."""
+
+    train: list[str]
+    val: list[str]
 
 
 def data_folder(folder: Path, plans: dict[str, Any], configuration: str) -> Path:
@@ -33,15 +44,43 @@ def data_folder(folder: Path, plans: dict[str, Any], configuration: str) -> Path
         folder: `nnUNet_preprocessed/<Dataset>`.
         plans: content of a plans file.
         configuration: one of its configurations.
+
+    Raises:
+        HSSLError: the configuration is missing, or lacks its `data_identifier`.
     """
-    return folder / str(_resolved(plans, configuration)["data_identifier"])
+    path = folder / f"{plans['plans_name']}.json"
+    identifier = inherited(plans, configuration, path).get("data_identifier")
+    if not identifier:
+        raise HSSLError(f"{configuration} of {path} has no `data_identifier`, the folder of its images. Add it.")
+    return folder / str(identifier)
 
 
-def _resolved(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """A configuration with what it inherits from others."""
-    entry: dict[str, Any] = plans["configurations"][configuration]
-    parent = entry.get("inherits_from")
-    return entry if parent is None else {**_resolved(plans, parent), **entry}
+def check_labelled(folder: Path, plans: dict[str, Any], configuration: str) -> None:
+    """Refuse a configuration that cannot be trained on labelled cases from pretrained weights.
+
+    Args:
+        folder: `nnUNet_preprocessed/<Dataset>`.
+        plans: content of a plans file.
+        configuration: one of its configurations.
+
+    Raises:
+        HSSLError: the configuration is missing, a cascade's second stage, or not preprocessed with masks.
+    """
+    if inherited(plans, configuration, folder / f"{plans['plans_name']}.json").get("previous_stage"):
+        raise HSSLError(
+            f"{configuration} also reads what the first stage has segmented, which no pretraining has seen: train it "
+            f"with nnU-Net alone, `nnUNetv2_train {folder.name} {configuration} 0`. The first stage can be fine-tuned."
+        )
+    data = data_folder(folder, plans, configuration)
+    if data.is_dir():
+        return
+    command = preprocess_command(folder.name, plans["plans_name"], configuration)
+    if data.with_name(unlabelled_folder(data.name)).is_dir() and not any((folder / "gt_segmentations").glob("[!.]*")):
+        raise HSSLError(
+            f"{folder.name} has no masks: its images alone were preprocessed. Name a dataset that has some, or put "
+            f"them into `labelsTr` and run `{command}`."
+        )
+    raise HSSLError(f"{data} does not exist: this configuration is not preprocessed. Run `{command}`.")
 
 
 def read_corpus_plans(dataset: str, plans_name: str, configuration: str) -> dict[str, Any]:
@@ -61,18 +100,11 @@ def read_target_plans(dataset: str, plans_name: str, configuration: str) -> dict
             target was planned anew since they were seeded.
     """
     folder, seeding = preprocessed_dir() / dataset, seed_command(dataset, None, plans_name, configuration)
-    preprocessing = preprocess_command(dataset, plans_name, configuration)
     own = folder / f"{plans_name.removesuffix(SEEDED_SUFFIX)}.json"
-    remedy = f"Run `{seeding}`." if own.is_file() else f"Run `{preprocessing}`, then `{seeding}`."
+    first = "" if own.is_file() else f"`{preprocess_command(dataset, plans_name, configuration)}`, then "
+    remedy = f"Run {first}`{seeding}`."
     plans = _read_plans(dataset, plans_name, configuration, remedy)
-    if _resolved(plans, configuration).get("previous_stage"):
-        raise HSSLError(
-            f"{configuration} also reads what the first stage has segmented, which no pretraining has seen: train it "
-            f"with nnU-Net alone, `nnUNetv2_train {dataset} {configuration} 0`. The first stage can be fine-tuned."
-        )
-    data = data_folder(folder, plans, configuration)
-    if not data.is_dir():
-        raise HSSLError(f"{data} does not exist: this configuration is not preprocessed. Run `{preprocessing}`.")
+    check_labelled(folder, plans, configuration)
     if plans_name.endswith(SEEDED_SUFFIX) and own.is_file():
         _check_as_planned(plans, read_plans(own, remedy), configuration, folder / f"{plans_name}.json", seeding)
     return plans
@@ -82,22 +114,32 @@ def _check_as_planned(seeded: Any, own: Any, configuration: str, path: Path, see
     """Check that seeded plans preprocess as the target's own: both use the images that the own ones have made."""
     if configuration not in own["configurations"]:
         return
-    then, now = ({**plans, **_resolved(plans, configuration)} for plans in (seeded, own))
-    changed = [key for key in PREPROCESSING if then.get(key) != now.get(key)]
-    if changed:
-        told = "; ".join(f"{key} was {then.get(key)!r:.60}, is {now.get(key)!r:.60}" for key in changed)
+    if changed := preprocessed_otherwise(seeded, own, configuration, path):
         raise HSSLError(
-            f"The target has been planned anew since {path} was seeded: {told}. A model of these plans would train on "
-            f"images unlike those it predicts. Run `{seeding}` again; edited `finetuning` values stay."
+            f"The target has been planned anew since {path} was seeded: {changed}. A model of these plans would train "
+            f"on images unlike those it predicts. Run `{seeding}` again; edited `finetuning` values stay."
         )
+
+
+def preprocessed_otherwise(then: dict[str, Any], now: dict[str, Any], configuration: str, source: str | Path) -> str:
+    """Tell in what two versions of plans preprocess images differently; empty where they do not.
+
+    Args:
+        then: content of the earlier plans.
+        now: content of the later ones.
+        configuration: one that both have.
+        source: where they come from, for errors.
+    """
+    before, after = ({**plans, **inherited(plans, configuration, source)} for plans in (then, now))
+    changed = [key for key in PREPROCESSING if before.get(key) != after.get(key)]
+    return "; ".join(f"{key} was {before.get(key)!r:.60}, is {after.get(key)!r:.60}" for key in changed)
 
 
 def _read_plans(dataset: str, plans_name: str, configuration: str, remedy: str) -> dict[str, Any]:
     path = preprocessed_dir() / dataset / f"{plans_name}.json"
     there = ", ".join(sorted(p.stem for p in path.parent.glob("*Plans*.json")))
     plans = read_plans(path, f"Plans there: {there}; choose with -p. Or: {remedy}" if there else remedy)
-    if configuration not in plans["configurations"]:
-        raise unknown_name(f"configuration of {path}", configuration, plans["configurations"])
+    inherited(plans, configuration, path)  # is there
     return plans
 
 
@@ -127,7 +169,7 @@ def check_batch(path: Path, configuration: str, num_gpus: int) -> None:
     Raises:
         HSSLError: there are more.
     """
-    batch_size = _resolved(read_plans(path), configuration).get("batch_size", num_gpus)
+    batch_size = inherited(read_plans(path), configuration, path).get("batch_size", num_gpus)
     if num_gpus > batch_size:
         raise HSSLError(
             f"-num_gpus {num_gpus}, but {configuration} of {path} has a `batch_size` of {batch_size}, and each GPU "
@@ -143,18 +185,39 @@ def check_fold(data: Path, fold: str) -> None:
         fold: a number, or `all`.
 
     Raises:
-        HSSLError: fewer cases than folds and no splits of the user's own, or a fold that the splits lack.
+        HSSLError: fewer cases than folds and no splits of the user's own; a fold that the splits lack, or with cases
+            that are not there; damaged splits.
     """
     if fold == "all":
         return
-    splits = data.parent / SPLITS_FILE
-    form = f'{splits}: [{{"train": [...], "val": [...]}}]'
-    cases = sum(1 for _ in data.glob("*.pkl"))  # one for each case, whatever its voxels are stored as
-    if not splits.is_file() and cases < NUM_FOLDS:
-        raise HSSLError(f"{cases} cases cannot make nnU-Net's five folds. Use fold `all`, or write {form}.")
-    folds = len(read_json(splits)) if splits.is_file() else NUM_FOLDS
+    path, splits = data.parent / SPLITS_FILE, read_folds(data.parent)
+    form = f'{path}: [{{"train": [...], "val": [...]}}]'
+    cases = {file.stem for file in data.glob("*.pkl")}  # one for each case, whatever its voxels are stored as
+    if splits is None and len(cases) < NUM_FOLDS:
+        raise HSSLError(f"{len(cases)} cases cannot make nnU-Net's five folds. Use fold `all`, or write {form}.")
+    folds = NUM_FOLDS if splits is None else len(splits)
     if int(fold) >= folds:
         raise HSSLError(
             f"There is no fold {fold}, only {', '.join(map(str, range(folds)))}: nnU-Net would train on a random split "
             f"instead. Name one of these, or add it to {form}."
         )
+    named = {*splits[int(fold)].train, *splits[int(fold)].val} if splits is not None else set()
+    if lacking := sorted(named - cases):
+        more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+        raise HSSLError(
+            f"Fold {fold} of {path} names {len(lacking)} cases that {data} lacks: {', '.join(lacking[:SHOWN])}{more}. "
+            "Correct the fold, or preprocess them."
+        )
+
+
+def read_folds(folder: Path) -> list[Fold] | None:
+    """The folds of a preprocessed dataset; None before nnU-Net has written its splits_final.json.
+
+    Args:
+        folder: `nnUNet_preprocessed/<Dataset>`.
+
+    Raises:
+        HSSLError: the file is damaged.
+    """
+    path, remedy = folder / SPLITS_FILE, "Correct it, or remove it: nnU-Net then splits anew when it trains."
+    return parse(list[Fold], read_json(path, remedy), path, remedy) if path.is_file() else None

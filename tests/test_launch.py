@@ -269,11 +269,27 @@ def test_a_fold_that_nnunet_cannot_split_off(target, calls, cases: int, fold: in
         launch.finetune(4, "3d_fullres", fold, device="cpu")
     assert not calls
     launch.finetune(4, "3d_fullres", "all", device="cpu")
-    (target / "splits_final.json").write_text(json.dumps([{"train": ["case_0"], "val": ["case_1"]}] * (fold + 1)))
+    splits = [{"train": ["case_0"], "val": ["case_1"]}] * (fold + 1)
+    (target / "splits_final.json").write_text(json.dumps(splits))
     launch.finetune(4, "3d_fullres", fold, device="cpu")
     assert len(calls) == 2
     with pytest.raises(HSSLError, match=f"no fold {fold + 1}"):
         launch.finetune(4, "3d_fullres", fold + 1, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"0": {}}, "(?s)splits_final.json is not a valid .*remove it: nnU-Net then splits anew"),
+        ([{"train": ["case_0"]}], "(?s)0.val: Field required"),
+        ([{"train": ["case_0"], "val": ["case_1", "gone"]}], "Fold 0 of .* names 1 cases that .* lacks: gone. Correct"),
+    ],
+)
+def test_splits_that_nnunet_would_fail_with(target, calls, content: object, message: str):
+    (target / "splits_final.json").write_text(json.dumps(content))
+    with pytest.raises(HSSLError, match=message):
+        launch.finetune(4, "3d_fullres", 0, device="cpu")
+    assert not calls
 
 
 def test_results_that_are_a_file(target, calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

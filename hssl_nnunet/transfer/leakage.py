@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, read_cache
-from hssl_nnunet.files import read_json
-from hssl_nnunet.remedies import preprocess_command
+from hssl_nnunet.nnunet_plans import DatasetJson, read_dataset
+from hssl_nnunet.paths import ENV_RAW
+from hssl_nnunet.preflight import read_folds
 from hssl_nnunet.transfer.weights_file import WeightsMetadata
-from hssl_nnunet.typed_json import parse
 
 SHOWN = 10  # cases named in a warning
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """What we read of a fold of nnU-Net's splits_final.json."""
-
-    val: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetJson:
-    """What we read of a preprocessed dataset's dataset.json."""
-
-    file_ending: str
 
 
 def seen_cases(
@@ -71,13 +57,11 @@ def validation_cases(folder: Path) -> list[str]:
     Raises:
         HSSLError: `splits_final.json` or `dataset.json` is damaged.
     """
-    splits = folder / "splits_final.json"
-    if splits.is_file():
-        remedy = "Correct it, or remove it: nnU-Net then splits anew when it trains."
-        folds = parse(list[Fold], read_json(splits, remedy), splits, remedy)
+    folds = read_folds(folder)
+    if folds is not None:
         return sorted({case for fold in folds for case in fold.val})
-    file_ending = _file_ending(folder)
-    return sorted(p.name.removesuffix(file_ending) for p in (folder / "gt_segmentations").glob(f"*{file_ending}"))
+    ending = read_dataset(folder)[0].file_ending
+    return sorted(p.name.removesuffix(ending) for p in (folder / "gt_segmentations").glob(f"*{ending}"))
 
 
 def content_hashes(folder: Path) -> dict[str, list[str]]:
@@ -89,17 +73,24 @@ def content_hashes(folder: Path) -> dict[str, list[str]]:
         folder: `nnUNet_preprocessed/<Dataset>`.
     """
     measured = read_cache(folder / CACHE_FILE)
-    file_ending = _file_ending(folder) if measured else ""
-    hashes: dict[str, list[str]] = {}
+    if not measured:
+        return {}
+    dataset, hashes = read_dataset(folder)[0], dict[str, list[str]]()
+    listed = _listed(dataset, folder.name)
     for file, entry in measured.items():
-        case = CHANNEL_SUFFIX.sub("", Path(file).name.removesuffix(file_ending))
+        case = listed.get(file) or CHANNEL_SUFFIX.sub("", Path(file).name.removesuffix(dataset.file_ending))
         hashes.setdefault(case, []).extend(channel.content_hash for channel in entry.channels)
     return hashes
 
 
-def _file_ending(folder: Path) -> str:
-    path, remedy = folder / "dataset.json", f"Run `{preprocess_command(folder.name)}` to write it anew."
-    return parse(DatasetJson, read_json(path, remedy), path, remedy).file_ending
+def _listed(dataset: DatasetJson, name: str) -> dict[str, str]:
+    """File -> case, where dataset.json lists the files: their names then say nothing of the case."""
+    raw = Path(os.environ.get(ENV_RAW, "")).absolute() / name
+    return {
+        os.path.normpath(raw / os.path.expandvars(image)): case
+        for case, files in dataset.dataset.items()
+        for image in files.images
+    }
 
 
 def leakage_notes(metadata: WeightsMetadata, dataset_name: str, folder: Path) -> list[str]:

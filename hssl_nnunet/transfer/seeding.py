@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,40 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
-from hssl_nnunet.errors import HSSLError, unknown_name
-from hssl_nnunet.files import read_json, write_json, written_whole
+from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import write_json, written_whole
 from hssl_nnunet.networks.projection import Entry
 from hssl_nnunet.networks.topology import Topology
-from hssl_nnunet.nnunet_plans import read_plans
-from hssl_nnunet.paths import dataset_name, preprocessed_dir, unlabelled_folder
+from hssl_nnunet.nnunet_plans import read_dataset, read_plans
+from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, TargetBlock, finetuning_plan, preset_of_plans
 from hssl_nnunet.plan_values import FinetuningPlan
-from hssl_nnunet.preflight import data_folder
-from hssl_nnunet.remedies import preprocess_command, preset_name, seed_command
+from hssl_nnunet.preflight import check_labelled
+from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, preprocess_command, preset_name, seed_command
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.nnssl_format import CONFIGURATION as OF_NNSSL
 from hssl_nnunet.transfer.nnssl_format import nnssl_checkpoint
 from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.selection import Transfer, selected_state
 from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights, read_metadata
-from hssl_nnunet.typed_json import differences
+from hssl_nnunet.typed_json import differences, parse
 from hssl_nnunet.typed_json import to_json as plan_to_json
 
 MOST_NAMED = 5  # differences that a note names
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What we read of the `hssl` block of seeded plans that are to be replaced; older ones may lack values."""
+
+    weights_sha256: str | None = None
+    finetuning: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Target:
     """A target's preprocessed folder and what it plans."""
 
-    dataset: str
     folder: Path
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
@@ -47,10 +54,6 @@ class _Target:
     @property
     def plans_file(self) -> Path:
         return self.folder / f"{self.plans['plans_name']}.json"
-
-    @property
-    def seeded_file(self) -> Path:
-        return self.folder / f"{self.plans['plans_name']}{SEEDED_SUFFIX}.json"
 
 
 def target_network(
@@ -114,7 +117,7 @@ def seed_target(
     dataset: str | int,
     weights: str | Path,
     plans_name: str = DEFAULT_PLANS,
-    configurations: Sequence[str] | None = ("3d_fullres",),
+    configurations: Sequence[str] = (DEFAULT_CONFIGURATION,),
     pth: str | Path | None = None,
     nnssl: str | Path | None = None,
     finetuning_overrides: Mapping[str, Any] | None = None,
@@ -129,7 +132,7 @@ def seed_target(
         dataset: dataset name or id of the target.
         weights: the weights file.
         plans_name: plans of the target, as `hssl plan_and_preprocess` wrote them.
-        configurations: configurations to report on; None = all that train on images alone and are preprocessed.
+        configurations: configurations to report on, each preprocessed.
         pth: a file to write for stock `nnUNetv2_train -pretrained_weights`; needs exactly one configuration.
         nnssl: a file to write in nnssl's format, for nnU-Net's `PretrainedTrainer`; needs `3d_fullres` alone.
         finetuning_overrides: fine-tuning values that differ from the preset's; None = those of the seeded plans that
@@ -144,30 +147,33 @@ def seed_target(
     """
     tensors, metadata = load_weights(weights)
     target = _read_target(dataset, plans_name)
-    asked = _configurations(target, configurations)
-    _check_files(asked, weights, pth, nnssl)
+    for name in configurations:
+        check_labelled(target.folder, target.plans, name)
+    _check_files(configurations, weights, pth, nnssl)
     source = str(target.plans_file)
-    networks = {name: target_network(target.plans, target.dataset_json, name, source) for name in asked}
+    networks = {name: target_network(target.plans, target.dataset_json, name, source) for name in configurations}
     for name, (_, topology) in networks.items():
         _check_family(metadata, topology, target, name, weights)
-    finetuning, kept = _finetuning(target, finetuning_overrides)
-    notes = (*leakage_notes(metadata, target.dataset, target.folder), *kept, *_replaced(target, Path(weights)))
+    sha256, seeded = file_sha256(weights), seeded_plans_file(dataset, plans_name)
+    finetuning, replaced = _finetuning(target, seeded, finetuning_overrides, sha256)
+    notes = (*leakage_notes(metadata, target.folder.name, target.folder), *replaced)
     domains = [Topology.from_architecture(d.architecture) for d in metadata.domains]
     reports = {
         name: TransferReport(
-            dataset=target.dataset,
+            dataset=target.folder.name,
             configuration=name,
             entries=tuple(load_into(network, tensors, topology, finetuning.transfer, domains)),
             notes=notes,
         )
         for name, (network, topology) in networks.items()
     }
-    network, topology = networks[asked[0]]
+    network, topology = networks[configurations[0]]
     if pth is not None:
         _write_checkpoint(pth, {"network_weights": network.state_dict()})
     if nnssl is not None:
         _write_checkpoint(nnssl, nnssl_checkpoint(network, topology, target.plans, metadata))
-    _write_seeded_plans(target, Path(weights), finetuning)
+    block = TargetBlock(weights=str(Path(weights).resolve()), weights_sha256=sha256, finetuning=finetuning)
+    write_json(seeded, {**target.plans, "plans_name": seeded.stem, "hssl": plan_to_json(block)})
     return reports
 
 
@@ -206,10 +212,10 @@ def _read_target(dataset: str | int, plans_name: str) -> _Target:
         remedy = f"Plans there: {there}. Name one with `-p`, or run `{preprocess_command(name, own)}`."
     plans = read_plans(plans_file, remedy)
     _check_own_plans(plans, plans_file)
-    dataset_json = read_json(folder / "dataset.json", remedy)
-    if len(dataset_json["labels"]) < 2:
+    about, dataset_json = read_dataset(folder)
+    if len(about.labels) < 2:
         raise HSSLError(f"{name} has no labels to segment ({folder / 'dataset.json'}). Seed a dataset that has masks.")
-    return _Target(dataset=name, folder=folder, plans=plans, dataset_json=dataset_json)
+    return _Target(folder=folder, plans=plans, dataset_json=dataset_json)
 
 
 def _check_own_plans(plans: dict[str, Any], path: Path) -> None:
@@ -225,33 +231,7 @@ def _check_own_plans(plans: dict[str, Any], path: Path) -> None:
         )
 
 
-def _configurations(target: _Target, asked: Sequence[str] | None) -> list[str]:
-    # a cascade's second stage also reads the first one's segmentation, which no pretraining has seen
-    planned = target.plans["configurations"]
-    usable = [name for name, content in planned.items() if not content.get("previous_stage")]
-    for name in asked or ():
-        if name not in usable:
-            raise unknown_name(f"configuration to seed in {target.plans_file}", name, usable)
-    there = [name for name in usable if data_folder(target.folder, target.plans, name).is_dir()]
-    missing = [name for name in asked or usable if name not in there]
-    if missing and (asked or not there):
-        raise _no_data(target, missing[0])
-    return list(asked or there)
-
-
-def _no_data(target: _Target, configuration: str) -> HSSLError:
-    data = data_folder(target.folder, target.plans, configuration)
-    command = preprocess_command(target.dataset, target.plans["plans_name"], configuration)
-    masks = (target.folder / "gt_segmentations").glob(f"*{target.dataset_json['file_ending']}")
-    if data.with_name(unlabelled_folder(data.name)).is_dir() and not any(masks):
-        return HSSLError(
-            f"{target.dataset} has no masks: its images alone were preprocessed. Seed a dataset that has some, or put "
-            f"them into `labelsTr` and run `{command}`."
-        )
-    return HSSLError(f"{data} does not exist: this configuration is not preprocessed. Run `{command}`.")
-
-
-def _check_files(asked: list[str], weights: str | Path, pth: str | Path | None, nnssl: str | Path | None) -> None:
+def _check_files(asked: Sequence[str], weights: str | Path, pth: str | Path | None, nnssl: str | Path | None) -> None:
     files = [Path(file).resolve() for file in (weights, pth, nnssl) if file is not None]
     if len(set(files)) < len(files):
         raise HSSLError(
@@ -263,7 +243,7 @@ def _check_files(asked: list[str], weights: str | Path, pth: str | Path | None, 
     got = f"got the configurations {', '.join(asked)}"
     if pth is not None and len(asked) != 1:
         raise HSSLError(f"A .pth file holds one network, {got}. Add `-c {asked[0]}`.")
-    if nnssl is not None and asked != [OF_NNSSL]:
+    if nnssl is not None and list(asked) != [OF_NNSSL]:
         raise HSSLError(f"nnU-Net reads nnssl's format for {OF_NNSSL} alone, {got}. Add `-c {OF_NNSSL}`.")
 
 
@@ -276,53 +256,46 @@ def _check_family(
         plans_name = theirs if preset_name(theirs) else of_family
         raise HSSLError(
             f"The weights were pretrained with a {metadata.family}, {target.plans_file} plans a {topology.family}. Run "
-            f"`{preprocess_command(target.dataset, plans_name, configuration)}`, then "
-            f"`{seed_command(target.dataset, weights, plans_name, configuration)}`."
+            f"`{preprocess_command(target.folder.name, plans_name, configuration)}`, then "
+            f"`{seed_command(target.folder.name, weights, plans_name, configuration)}`."
         )
 
 
-def _finetuning(target: _Target, overrides: Mapping[str, Any] | None) -> tuple[FinetuningPlan, list[str]]:
-    """The fine-tuning to write, and a note on the values that it keeps of the seeded plans that are there."""
-    preset, path = preset_of_plans(target.plans), target.seeded_file
-    if overrides is not None or not path.is_file():
-        return finetuning_plan(preset, **(overrides or {})), []
-    remedy = "Repair it, or remove it to seed with the preset's values."
-    there = (read_plans(path, remedy).get("hssl") or {}).get("finetuning", {})
-    try:
-        kept = finetuning_plan(preset, path, **there)
-    except HSSLError as error:
-        raise HSSLError(f"{error}\n{remedy}") from None
-    ours, theirs = plan_to_json(kept), plan_to_json(finetuning_plan(preset))
-    differing = [f"{k} {json.dumps(ours[k])} (preset: {json.dumps(v)})" for k, v in theirs.items() if ours[k] != v]
-    return kept, [f"kept the values of {path} that are not the preset's: {', '.join(differing)}."] if differing else []
-
-
-def _replaced(target: _Target, weights: Path) -> list[str]:
-    """What of the seeded plans that are there does not stay: other weights, and edits outside of `finetuning`."""
-    path, notes = target.seeded_file, list[str]()
+def _finetuning(
+    target: _Target, path: Path, overrides: Mapping[str, Any] | None, weights_sha256: str
+) -> tuple[FinetuningPlan, list[str]]:
+    """The fine-tuning to write; notes on what of the seeded plans that are at `path` is kept, and what is not."""
+    preset = preset_of_plans(target.plans)
+    planned = finetuning_plan(preset, **(overrides or {}))
     if not path.is_file():
-        return notes
-    there = read_plans(path)
-    was = (there.get("hssl") or {}).get("weights_sha256")
-    if was not in (None, file_sha256(weights)):
+        return planned, []
+    try:
+        there = read_plans(path)
+        before = parse(_Before, there.get("hssl") or {}, f"the `hssl` block of {path}")
+        kept = planned if overrides is not None else finetuning_plan(preset, path, **before.finetuning)
+    except HSSLError as error:
+        raise HSSLError(f"{error}\nRepair it, or remove it to seed with the preset's values.") from None
+    notes = []
+    if kept != planned:
+        notes.append(f"kept the values of {path} that are not the preset's: {_told(kept, planned)}.")
+    if before.weights_sha256 not in (None, weights_sha256):
         notes.append(
-            f"{path} named weights of sha256 {str(was)[:12]}... before: folds that were trained with those are another "
-            "model than folds to come."
+            f"{path} named weights of sha256 {str(before.weights_sha256)[:12]}... before: folds that were trained with "
+            "those are another model than folds to come."
         )
     seeded, own = ({k: v for k, v in p.items() if k not in ("plans_name", "hssl")} for p in (there, target.plans))
     if lost := differences("plans", seeded, own):
         more = f"; and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
         notes.append(f"the target's own plans replace what {path} had: {'; '.join(lost[:MOST_NAMED])}{more}.")
-    return notes
+    return kept, notes
+
+
+def _told(kept: FinetuningPlan, preset: FinetuningPlan) -> str:
+    ours, theirs = plan_to_json(kept), plan_to_json(preset)
+    return ", ".join(f"{k} {json.dumps(ours[k])} (preset: {json.dumps(v)})" for k, v in theirs.items() if ours[k] != v)
 
 
 def _write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     # through a file object, so that a full disk is an OSError and not an internal error of torch
     with written_whole(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(content), file)
-
-
-def _write_seeded_plans(target: _Target, weights: Path, finetuning: FinetuningPlan) -> None:
-    block = TargetBlock(weights=str(weights.resolve()), weights_sha256=file_sha256(weights), finetuning=finetuning)
-    path = target.seeded_file
-    write_json(path, {**target.plans, "plans_name": path.stem, "hssl": plan_to_json(block)})

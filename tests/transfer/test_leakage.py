@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import tiny_target as tiny
 
-from hssl_nnunet.corpus.fingerprint import CACHE_FILE, fingerprint_files
+from hssl_nnunet.corpus.fingerprint import CACHE_FILE, fingerprint_files, read_cache
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.transfer.leakage import content_hashes, leakage_notes, seen_cases, validation_cases
 
@@ -68,6 +69,23 @@ def test_a_renamed_copy_is_noted(measured: Path) -> None:
     assert "1 of 4 validation cases" in note and "case_2" in note and "never the masks" in note
 
 
+def test_a_copy_is_noted_where_the_files_are_listed_under_other_names(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = content_hashes(measured)["case_2"][0]
+    (raw,) = {Path(file).parent for file in read_cache(measured / CACHE_FILE)}
+    monkeypatch.setenv("nnUNet_raw", str(measured.parent))
+    listed = {
+        f"patient_{i}": {"images": [os.path.relpath(raw / f"{c}_0000.nii.gz", measured)]} for i, c in enumerate(CASES)
+    }
+    (measured / "dataset.json").write_text(json.dumps(tiny.dataset_json(1) | {"dataset": listed}))
+    for case in (measured / "gt_segmentations").iterdir():
+        case.rename(case.with_name(case.name.replace("case", "patient")))
+    metadata = tiny.metadata(images=(tiny.seen("copy", "Dataset005_Other", content_hash=copied),))
+    (note,) = leakage_notes(metadata, tiny.DATASET, measured)
+    assert "1 of 4 validation cases" in note and "patient_2" in note
+
+
 def test_silent_only_when_every_content_is_known(measured: Path) -> None:
     assert leakage_notes(tiny.metadata(), tiny.DATASET, measured) == []
     (measured / CACHE_FILE).unlink()
@@ -101,6 +119,6 @@ def test_damaged_splits_are_named_with_the_remedy(tmp_path: Path, content: str, 
 
 def test_a_dataset_json_without_file_ending(tmp_path: Path) -> None:
     folder = tiny.write_target(tmp_path)
-    (folder / "dataset.json").write_text("{}")
+    (folder / "dataset.json").write_text('{"labels": {}}')
     with pytest.raises(HSSLError, match=rf"(?s)file_ending: Field required.*plan_and_preprocess -d {folder.name}`"):
         validation_cases(folder)

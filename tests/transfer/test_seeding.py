@@ -169,12 +169,20 @@ def test_what_seeding_again_does_not_keep_is_named(target: Path, weights: Path, 
     assert "plans.configurations.3d_fullres.batch_size was 77, is 2." in second
 
 
-def test_seeded_plans_that_are_wrong_are_not_replaced(target: Path, weights: Path) -> None:
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"finetuning": {"learning_rate": 1.0}}, "learning_rate"),
+        ({"finetuning": [1]}, "finetuning: .*dictionary"),
+        ("mine", "all of it: "),
+    ],
+)
+def test_seeded_plans_that_are_wrong_are_not_replaced(target: Path, weights: Path, block: object, said: str) -> None:
     path = target / "nnUNetCPUPlans_HSSL.json"
     seed_target(4, weights, "nnUNetCPUPlans")
-    edit(path, learning_rate=1.0)
-    before = path.read_text()
-    with pytest.raises(HSSLError, match="(?s)_HSSL.json.*learning_rate.*Repair it, or remove it"):
+    before = json.dumps(json.loads(path.read_text()) | {"hssl": block})
+    path.write_text(before)
+    with pytest.raises(HSSLError, match=f"(?s)_HSSL.json.*{said}.*Repair it, or remove it"):
         seed_target(4, weights, "nnUNetCPUPlans")
     assert path.read_text() == before
 
@@ -193,8 +201,8 @@ def test_the_command_names_what_it_wrote_and_what_comes_next(
     assert pth.is_file() and seeded_plans_file(4, "nnUNetCPUPlans_HSSL").is_file()
 
 
-def test_all_configurations_without_the_cascade(target: Path, weights: Path) -> None:
-    reports = seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=None)
+def test_two_configurations(target: Path, weights: Path) -> None:
+    reports = seed_target(4, weights, tiny.PLANS[tiny.PLAIN], ["2d", "3d_fullres"])
     assert reports.keys() == {"2d", "3d_fullres"}
     flat = reports["2d"]
     assert {len(e.shape) for e in flat.entries if e.status == "adapted"} == {4}  # 3D kernels summed to 2D
@@ -265,14 +273,37 @@ def test_a_file_that_is_there_is_not_replaced(target: Path, weights: Path, tmp_p
 
 def test_one_pth_for_two_configurations(target: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="holds one network.*-c 2d"):
-        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=None, pth=tmp_path / "seeded.pth")
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], ["2d", "3d_fullres"], pth=tmp_path / "seeded.pth")
     assert not (tmp_path / "seeded.pth").exists() and not list(target.glob("*_HSSL.json"))
 
 
-@pytest.mark.parametrize("name", ["3d_lowres", "3d_cascade_fullres"])
-def test_configuration_that_cannot_be_seeded(target: Path, weights: Path, name: str) -> None:
-    with pytest.raises(HSSLError, match=f"'{name}'. Known: 2d, 3d_fullres"):
-        seed_target(4, weights, tiny.PLANS[tiny.PLAIN], configurations=(name,))
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "3d_lowres",
+            "Unknown configuration of .*CPUPlans.json '3d_lowres'. Known: 2d, 3d_cascade_fullres, 3d_fullres",
+        ),
+        ("3d_cascade_fullres", "which no pretraining has seen.*`nnUNetv2_train Dataset004_Tiny 3d_cascade_fullres 0`"),
+        ("larger", "which no pretraining has seen.*`nnUNetv2_train Dataset004_Tiny larger 0`"),
+        ("typo", "Unknown `inherits_from` of typo in .*CPUPlans.json '3d_full'"),
+        ("loop", "`inherits_from` in .*CPUPlans.json goes round in a circle: loop"),
+        ("bare", "bare of .*CPUPlans.json has no `data_identifier`"),
+    ],
+)
+def test_configuration_that_cannot_be_seeded(target: Path, weights: Path, name: str, said: str) -> None:
+    path = target / "nnUNetCPUPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"] |= {
+        "larger": {"inherits_from": "3d_cascade_fullres", "batch_size": 4},
+        "typo": {"inherits_from": "3d_full"},
+        "loop": {"inherits_from": "loop"},
+        "bare": {"batch_size": 2},
+    }
+    path.write_text(json.dumps(plans))
+    with pytest.raises(HSSLError, match=said):
+        seed_target(4, weights, "nnUNetCPUPlans", (name,))
+    seed_target(4, weights, "nnUNetCPUPlans")  # the others do not matter to it
 
 
 def test_without_a_name_the_plans_are_nnunets_own_or_those_of_the_weights(target: Path, weights: Path) -> None:
@@ -305,6 +336,12 @@ def test_dataset_without_labels(target: Path, weights: Path) -> None:
         seed_target(4, weights, tiny.PLANS[tiny.PLAIN])
 
 
+def test_a_dataset_json_that_lacks_its_labels(target: Path, weights: Path) -> None:
+    (target / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    with pytest.raises(HSSLError, match=f"(?s)labels: Field required.*`hssl plan_and_preprocess -d {tiny.DATASET}`"):
+        seed_target(4, weights, tiny.PLANS[tiny.PLAIN])
+
+
 def test_plans_copied_from_others(target: Path, weights: Path) -> None:
     seed_target(4, weights, "nnUNetCPUPlans")
     seeded = (target / "nnUNetCPUPlans_HSSL.json").read_text()
@@ -322,13 +359,12 @@ def test_a_corpus_is_no_target(target: Path, weights: Path) -> None:
     assert not list(target.glob("*_HSSL.json"))
 
 
-@pytest.mark.parametrize("asked", [("3d_fullres",), None])
-def test_a_configuration_that_is_not_preprocessed(target: Path, weights: Path, asked: tuple[str, ...] | None) -> None:
+def test_a_configuration_that_is_not_preprocessed(target: Path, weights: Path) -> None:
     data = target / "nnUNetCPUPlans_3d_fullres"
     data.rmdir()
     command = f"Run `hssl plan_and_preprocess -d {tiny.DATASET} --preset cpu"
     with pytest.raises(HSSLError, match=f"{data} does not exist: this configuration is not preprocessed. {command}"):
-        seed_target(4, weights, "nnUNetCPUPlans", configurations=asked)
+        seed_target(4, weights, "nnUNetCPUPlans")
     assert not list(target.glob("*_HSSL.json"))
 
 
