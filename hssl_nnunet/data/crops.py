@@ -181,16 +181,20 @@ def _read_image(
     rng: np.random.Generator,
     opened: Callable[[Path], Any],
 ) -> tuple[np.ndarray, np.ndarray]:
+    path, case = root / row.preprocessed, f"case {row.case} of {row.dataset_name}"
     try:
-        array = opened(root / row.preprocessed)
-        if array.ndim != 4 or not 0 <= row.channel < array.shape[0]:
-            raise ValueError(f"shape {array.shape} has no channel {row.channel} of a (C, X, Y, Z) image")
-        return _draw_box(array, row.channel, geometry, view_plan, rng)
+        array = opened(path)
+        if array.ndim == 4 and row.channel < array.shape[0]:
+            return _draw_box(array, row.channel, geometry, view_plan, rng)
     except (OSError, RuntimeError, ValueError) as error:
         raise HSSLError(
-            f"Cannot read case {row.case} of {row.dataset_name} from {root / row.preprocessed}: {error}. "
-            f"Run `hssl plan_and_preprocess -d {row.dataset_name}` again, then `hssl corpus`."
+            f"Cannot read {case} from {path}: {error}. Remove that file if it is there, and run "
+            f"`hssl plan_and_preprocess -d {row.dataset_name}` with the options of the last time: it makes it anew."
         ) from error
+    raise HSSLError(
+        f"Cannot read {case} from {path}: shape {array.shape} has no channel {row.channel} of a (C, X, Y, Z) image. "
+        "Run `hssl corpus -d ... -o ... --overwrite`, which writes anew what the corpus holds."
+    )
 
 
 def _draw_box(

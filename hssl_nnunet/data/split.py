@@ -15,7 +15,8 @@ def held_out_rows(rows: Sequence[ImageRow], fraction: float, seed: int) -> set[i
     """Indices of the images of the held-out patients.
 
     A patient who is held out is so in every domain. Each domain with at least two patients gives at least one, as
-    long as `fraction` is not 0, so that validation sees every domain; and none gives its last one.
+    long as `fraction` is not 0, so that validation sees every domain; but no domain gives its last one, here or in
+    another domain that the patient is in too.
 
     Args:
         rows: the manifest.

@@ -242,11 +242,11 @@ def test_a_broken_file_names_the_case_and_the_remedy(write_image, tmp_path, live
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(HSSLError, match=r"case_17 of Dataset001_Toy.*hssl plan_and_preprocess"):
+    with pytest.raises(HSSLError, match=r"case_17 of Dataset001_Toy.*Remove that file.*hssl plan_and_preprocess"):
         read_chunk(ChunkPlan(0, (0,), 0), [row], CUBE, lively, tmp_path)
 
 
 def test_a_missing_channel_names_the_shape(write_image, tmp_path, lively):
     row = write_image("case_17", np.zeros((1, 9, 9, 9)), channel=1)
-    with pytest.raises(HSSLError, match=r"case_17.*\(1, 9, 9, 9\) has no channel 1"):
+    with pytest.raises(HSSLError, match=r"case_17.*\(1, 9, 9, 9\) has no channel 1.*hssl corpus"):
         read_chunk(ChunkPlan(0, (0,), 0), [row], CUBE, lively, tmp_path)
