@@ -15,9 +15,10 @@ from hssl_nnunet.training.monitor import PROBES
 
 
 def log_values(logger: Any, values: Mapping[str, float], epoch: int) -> None:
-    """Log values of an epoch; nnU-Net knows its own keys only, and an older checkpoint not all of ours."""
+    """Log values of an epoch; nan stands for epochs without them, as of a term that was switched on or off between."""
     for key, value in values.items():
-        _values(logger).setdefault(key, [math.nan] * epoch)
+        known = _values(logger).setdefault(key, [])  # nnU-Net knows its own keys only, and puts a value at the end
+        known.extend([math.nan] * (epoch - len(known)))
         logger.log(key, value, epoch)
 
 

@@ -80,7 +80,8 @@ class Monitor:
             are too few images.
         """
         model.eval()
-        fit, score = self._features(model, training), self._features(model, held_out or training)
+        noise = torch.Generator().manual_seed(0)  # of both parts: no image of one has the noise of one of the other
+        fit, score = (self._features(model, rows, noise) for rows in (training, held_out or training))
         if not (np.isfinite(fit.embeddings).all() and np.isfinite(score.embeddings).all()):
             return no_probe()  # a broken network must not end the run in its last epoch
         self._draw_embeddings(score)
@@ -131,12 +132,11 @@ class Monitor:
             embedded = model.embed(domain, formatted(images, device), valid.to(device))
         return np.asarray(embedded.float().cpu())
 
-    def _features(self, model: HSSLNetwork, rows: list[ImageRow]) -> Probed:
+    def _features(self, model: HSSLNetwork, rows: list[ImageRow], generator: torch.Generator) -> Probed:
         chosen = few_of_each_domain(rows)
         plan, device = self.corpus.pretraining, next(model.parameters()).device
         still = replace(plan.views, rotation_degree=0.0, scale=0.0, mirror=False, intensity=0.0)
         embeddings, floors, noises = list[Any](), list[Any](), list[Any]()
-        generator = torch.Generator().manual_seed(len(rows))  # others for held-out images
         for index, row in enumerate(chosen):
             raw = self._one(row, chosen, index, still)
             views = make_views(raw, self.geometries[row.domain], still, num_views=1)

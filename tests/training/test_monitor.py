@@ -63,6 +63,23 @@ def test_the_probe_on_noise_tells_what_the_plan_alone_gives_away(
     assert trainer.monitor.probe(trainer.model, training, held_out)["domain_noise"] < 0.7
 
 
+def test_no_two_images_are_shown_the_same_noise(
+    trainer: HSSLPretrainer, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a probe that is fitted on one part would know the noise of the other, where both are as large."""
+    shown: list[torch.Tensor] = []
+
+    def embed(domain: int, images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        shown.append(images)
+        return torch.ones(len(images), 4)
+
+    monkeypatch.setattr(trainer.model, "embed", embed)
+    half = [r for r in trainer.rows if r.case < "case_3"], [r for r in trainer.rows if r.case >= "case_3"]
+    trainer.monitor.probe(trainer.model, *half)
+    noise = [images for images in shown[1 : 2 * len(trainer.rows) : 2] if images.shape == shown[0].shape]
+    assert len(noise) > 2 and len({images.sum().item() for images in noise}) == len(noise)
+
+
 def test_groups_are_those_of_the_plans_which_may_be_edited_after_the_manifest(
     trainer: HSSLPretrainer, drawn: dict[str, Any]
 ) -> None:
