@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,5 +39,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(CHECKPOINT_TYPES):
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        raise HSSLError(f"{path} is damaged or no nnU-Net checkpoint: {error}. Restore it, or train again.") from None
+        raise HSSLError(
+            f"{path} is damaged or no nnU-Net checkpoint: {_reason(error)}. Restore it, or train again."
+        ) from None
     return content
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, without its advice to load the file all the same."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds {found[1]}, which no such checkpoint needs and which may run code"
+    if isinstance(error, pickle.UnpicklingError) or not str(error):
+        return "torch has not written it, or not to its end"
+    return str(error).partition("\n")[0].rstrip(".")

@@ -14,16 +14,20 @@ import torch
 
 from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json, write_json, written_whole
+from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.nnunet_plans import inherited
 from hssl_nnunet.paths import FINAL_CHECKPOINT, WEIGHTS_FILE, dataset_name, model_folder, results_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
+from hssl_nnunet.preflight import preprocessed_otherwise
 from hssl_nnunet.remedies import finetune_command, seed_command
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.seeding import target_network
+from hssl_nnunet.typed_json import differences
 
 STOCK_TRAINER = "nnUNetTrainer"
 OF_TRAINER = {"nnUNetTrainerHSSLScratch": "_Scratch", "nnUNetTrainerHSSLVanilla": "_Vanilla"}
-MODEL_FILES = ("dataset.json", "dataset_fingerprint.json")
+FINGERPRINT = "dataset_fingerprint.json"
+LABELS = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")  # of dataset.json
 EXTRAS = ("progress.png", "validation/summary.json")  # of a fold; as nnU-Net's own export takes them
 POSTPROCESSING = "crossval_results_folds_*"
 
@@ -39,7 +43,8 @@ def export_model(
 ) -> Path:
     """Write `<Dataset>/nnUNetTrainer__<plans>__<configuration>/` into a folder, or as a zip.
 
-    The control's plans are called `<plans>_Scratch` there, so that both models can be installed.
+    The control's plans are called `<plans>_Scratch` there, so that both models can be installed. Plans and dataset.json
+    are those that the folds were trained with: the ones beside them are of whichever fold began last.
 
     The zip suits `nnUNetv2_install_pretrained_model_from_zip`, the folder `nnUNetv2_predict_from_modelfolder`; with
     `nnUNet_results` set to `output`, `nnUNetv2_predict -tr nnUNetTrainer` finds it as well.
@@ -58,13 +63,12 @@ def export_model(
 
     Raises:
         HSSLError: model, fold or checkpoint missing; a pretraining run; a network that stock nnU-Net does not build;
-            folds of different weights that were not named; something is there already.
+            folds of different weights that were not named, or of other images or labels; something is there already.
     """
     name, output = dataset_name(dataset), Path(output)
     source = _model_folder(name, trainer, plans_name, configuration)
-    plans = _finetuned_plans(source)
-    plans["plans_name"] = exported_plans_name(plans_name, trainer)
-    relative = model_folder(Path(), name, STOCK_TRAINER, plans["plans_name"], configuration)
+    exported_name = exported_plans_name(plans_name, trainer)
+    relative = model_folder(Path(), name, STOCK_TRAINER, exported_name, configuration)
     as_zip = output.suffix.lower() == ".zip"
     result = output if as_zip else output / relative
     if result.exists():
@@ -75,9 +79,9 @@ def export_model(
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".hssl_export_") as temporary:
             model = Path(temporary) / relative
-            starts = _build(source, model, plans, chosen, checkpoint)
+            trained = _build(source, model, exported_name, chosen, checkpoint)
             if folds is None:
-                _check_one_start(starts, source)
+                _check_one_start(trained, source)
             _deliver(model, result, Path(temporary) if as_zip else None)
     except OSError as error:
         raise HSSLError(
@@ -154,28 +158,6 @@ def _model_folder(dataset: str, trainer: str, plans_name: str, configuration: st
     return folder
 
 
-def _finetuned_plans(source: Path) -> dict[str, Any]:
-    plans: dict[str, Any] = read_json(source / "plans.json", "Train the model again.")
-    if plans.get("hssl", {}).get("role") == "corpus":
-        raise HSSLError(
-            f"{source} is a pretraining run, which segments nothing. Seed a target with its `{WEIGHTS_FILE}` "
-            f"(`{seed_command('TARGET', source / 'fold_all' / WEIGHTS_FILE)}`), run `hssl finetune`, and export "
-            "that."
-        )
-    return plans
-
-
-def _with_block_of(plans: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
-    """Plans with the `hssl` block that a fold was trained with: the model's are those of whichever fold began last.
-
-    Of the weights' path only the file name stays, for the folders are this machine's own.
-    """
-    block = trained.get("hssl")
-    if not block:
-        return plans
-    return {**plans, "hssl": {**block, "weights": block["weights"] and Path(block["weights"]).name}}
-
-
 def _folds_with(source: Path, folds: Sequence[int | str] | None, checkpoint: str) -> list[Path]:
     there = sorted(p.parent for p in source.glob(f"fold_*/{checkpoint}"))
     chosen = there if folds is None else [source / f"fold_{fold}" for fold in folds]
@@ -193,29 +175,47 @@ def _listed(paths: Any, base: Path | None = None) -> str:
     return ", ".join(sorted(str(p.relative_to(base)) if base else p.name for p in paths)) or "nothing"
 
 
-def _build(
-    source: Path, model: Path, plans: dict[str, Any], folds: list[Path], checkpoint: str
-) -> dict[str, str | None]:
-    """Write the model's folder; returns the hash of the weights that each fold began with."""
-    starts: dict[str, str | None] = {}
-    for name in MODEL_FILES:
-        _copy_if_there(source / name, model / name)
+def _build(source: Path, model: Path, plans_name: str, folds: list[Path], checkpoint: str) -> dict[str, dict[str, Any]]:
+    """Write the model's folder; returns what each fold was trained with, nnU-Net's `init_args`."""
+    trained: dict[str, dict[str, Any]] = {}
+    _copy_if_there(source / FINGERPRINT, model / FINGERPRINT)
     for path in source.glob(f"{POSTPROCESSING}/*.*"):
         _copy_if_there(path, model / path.relative_to(source))
     for fold in folds:
-        content = _stock_checkpoint(fold / checkpoint, plans)
-        own = content["init_args"]["plans"]
-        starts[fold.name] = (own.get("hssl") or {}).get("weights_sha256")
-        if fold == folds[0]:
-            write_json(model / "plans.json", own)
+        content = _stock_checkpoint(fold / checkpoint, plans_name)
+        trained[fold.name] = content["init_args"]
+        _check_alike(trained, fold)
         with written_whole(model / fold.name / checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
         for name in EXTRAS:
             _copy_if_there(fold / name, model / fold.name / name)
-    return starts
+    first = trained[folds[0].name]
+    write_json(model / "plans.json", first["plans"])
+    write_json(model / "dataset.json", first["dataset_json"])
+    return trained
 
 
-def _check_one_start(starts: dict[str, str | None], source: Path) -> None:
+def _check_alike(trained: dict[str, dict[str, Any]], fold: Path) -> None:
+    """Check that a fold has the first one's network, images and labels: nnU-Net reads plans and dataset.json once."""
+    name, first = next(iter(trained.items()))
+    now = trained[fold.name]
+    images = preprocessed_otherwise(first["plans"], now["plans"], now["configuration"], fold)
+    others = differences("the model", _labels_and_network(first, fold), _labels_and_network(now, fold))
+    if told := "; ".join(filter(None, (images, *others))):
+        raise HSSLError(
+            f"{fold} was trained otherwise than {name} beside it, hence they are not one model: {told}. Name folds "
+            "that belong together with `-f`, or train the others again."
+        )
+
+
+def _labels_and_network(init_args: dict[str, Any], fold: Path) -> dict[str, Any]:
+    configuration = inherited(init_args["plans"], init_args["configuration"], fold)
+    labels = {key: init_args["dataset_json"].get(key) for key in LABELS}
+    return {**labels, "architecture": configuration.get("architecture")}
+
+
+def _check_one_start(trained: dict[str, dict[str, Any]], source: Path) -> None:
+    starts = {fold: (args["plans"].get("hssl") or {}).get("weights_sha256") for fold, args in trained.items()}
     if len(set(starts.values())) > 1:
         told = ", ".join(f"{fold}: {str(sha256)[:12]}" for fold, sha256 in starts.items())
         raise HSSLError(
@@ -239,10 +239,10 @@ def _copy_if_there(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _stock_checkpoint(path: Path, plans: dict[str, Any]) -> dict[str, Any]:
+def _stock_checkpoint(path: Path, plans_name: str) -> dict[str, Any]:
     """What prediction needs of a checkpoint: no optimiser, no log, no random states."""
     content = load_checkpoint(path)
-    init_args = {**content["init_args"], "plans": _with_block_of(plans, content["init_args"]["plans"])}
+    init_args = {**content["init_args"], "plans": _public(content["init_args"]["plans"], path, plans_name)}
     _check_stock_network(content["network_weights"], init_args, path)
     return {
         "network_weights": content["network_weights"],
@@ -250,6 +250,18 @@ def _stock_checkpoint(path: Path, plans: dict[str, Any]) -> dict[str, Any]:
         "trainer_name": STOCK_TRAINER,
         "inference_allowed_mirroring_axes": content.get("inference_allowed_mirroring_axes"),
     }
+
+
+def _public(plans: dict[str, Any], path: Path, plans_name: str) -> dict[str, Any]:
+    """Plans of another name; of the weights' path only the file name stays, for the folders are this machine's own."""
+    block = plans.get("hssl") or {}
+    if block.get("role") == "corpus":
+        raise HSSLError(
+            f"{path} is of a pretraining run, which segments nothing. Seed a target with its `{WEIGHTS_FILE}` "
+            f"(`{seed_command('TARGET', path.with_name(WEIGHTS_FILE))}`), run `hssl finetune`, and export that."
+        )
+    named = {"hssl": {**block, "weights": Path(block["weights"]).name}} if block.get("weights") else {}
+    return {**plans, "plans_name": plans_name, **named}
 
 
 def _check_stock_network(weights: dict[str, torch.Tensor], init_args: dict[str, Any], path: Path) -> None:

@@ -45,11 +45,15 @@ def tiny_network() -> nn.Module:
     return network
 
 
-def write_checkpoint(path: Path, network: nn.Module, **block: str) -> None:
+def write_checkpoint(
+    path: Path, network: nn.Module, spacing: float = 1.0, tumour: str = "lesion", **block: str
+) -> None:
     """A checkpoint as nnU-Net's own trainer saves it, after one step and with a log."""
     plans = seeded_plans() | {"continue_training": False}
     plans["hssl"] |= block
-    trainer = nnUNetTrainerHSSLFinetune(plans, "3d_fullres", 0, tiny.dataset_json(), torch.device("cpu"))
+    plans["configurations"]["3d_fullres"]["spacing"] = [spacing] * 3
+    dataset = tiny.dataset_json() | {"labels": {"background": 0, "organ": 1, tumour: 2}}
+    trainer = nnUNetTrainerHSSLFinetune(plans, "3d_fullres", 0, dataset, torch.device("cpu"))
     trainer.network, trainer.was_initialized = network, True
     trainer.optimizer, _ = trainer.configure_optimizers()
     sum(p.sum() for p in network.parameters()).backward()
@@ -194,6 +198,36 @@ def test_the_block_is_the_one_that_each_fold_was_trained_with(model: Path, tmp_p
     assert json.loads((folder / "plans.json").read_text())["hssl"] == hashes[0]
 
 
+def test_a_fold_is_exported_with_the_plans_and_labels_it_was_trained_with(model: Path, tmp_path: Path) -> None:
+    later, dataset = seeded_plans(), tiny.dataset_json() | {"labels": {"background": 0, "lesion": 1, "organ": 2}}
+    later["configurations"]["3d_fullres"] |= {
+        "spacing": [2.0] * 3,
+        "architecture": tiny.architecture(tiny.PLAIN, **tiny.SOURCE),
+    }
+    (model / "plans.json").write_text(json.dumps(later))  # planned again, and fold 1 begun
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    folder = export(tmp_path)
+    plans, labels = (json.loads((folder / name).read_text()) for name in ("plans.json", "dataset.json"))
+    assert plans["configurations"] == seeded_plans()["configurations"] and labels == tiny.dataset_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"spacing": 2.0}, r"spacing was \[1.0, 1.0, 1.0\], is \[2.0, 2.0, 2.0\]"),
+        ({"tumour": "cyst"}, "the model.labels.lesion was 2, is None; the model.labels.cyst was None, is 2"),
+    ],
+)
+@pytest.mark.parametrize("folds", [None, (0, 1)])
+def test_folds_that_were_trained_otherwise_are_not_one_model(
+    model: Path, tmp_path: Path, folds: tuple | None, changes: dict, said: str
+) -> None:
+    write_checkpoint(model / "fold_1" / "checkpoint_final.pth", tiny_network(), **changes)
+    with pytest.raises(HSSLError, match=f"fold_1 was trained otherwise than fold_0 beside it.*: {said}. Name .*`-f`"):
+        export(tmp_path / "out", folds)
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_the_control_is_exported_beside_the_model(model: Path, tmp_path: Path) -> None:
     control = "nnUNetTrainerHSSLScratch"
     shutil.copytree(model, model.with_name(f"{control}__{PLANS}__3d_fullres"))
@@ -271,8 +305,8 @@ def test_no_fold_at_all(model: Path, tmp_path: Path) -> None:
 
 
 def test_pretraining_run(model: Path, tmp_path: Path) -> None:
-    (model / "plans.json").write_text(json.dumps(seeded_plans(role="corpus")))
-    with pytest.raises(HSSLError, match="is a pretraining run.*hssl seed"):
+    write_checkpoint(model / "fold_0" / "checkpoint_final.pth", tiny_network(), role="corpus")
+    with pytest.raises(HSSLError, match="is of a pretraining run.*hssl seed -d TARGET -w .*fold_0/hssl.safetensors"):
         export(tmp_path)
 
 
@@ -316,8 +350,16 @@ class Bomb:
 
 def test_checkpoint_with_code_in_it(model: Path, tmp_path: Path) -> None:
     torch.save({"network_weights": {}, "logging": Bomb()}, model / "fold_0" / "checkpoint_final.pth")
-    with pytest.raises(HSSLError, match="damaged or no nnU-Net checkpoint"):
+    with pytest.raises(HSSLError, match=r"damaged or no nnU-Net checkpoint: it holds _pytest\.") as told:
         export(tmp_path / "out")
+    assert "weights_only" not in str(told.value) and "safe_globals" not in str(told.value)  # torch's advice
+
+
+@pytest.mark.parametrize("content", [b"", b'{"labels": 1}'])
+def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(HSSLError, match=r"a.pth is damaged or no nnU-Net checkpoint: torch has not written it[^\n]*$"):
+        load_checkpoint(tmp_path / "a.pth")
 
 
 def test_truncated_checkpoint(model: Path, tmp_path: Path) -> None:
