@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -40,6 +41,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, ENV_TRAINERS, plans_dir, trainers_dir
 
 USAGE_ERROR = 2  # typer's exit code
+NO_SPACE, NOT_ALLOWED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 app = typer.Typer(
     help="Hierarchical self-supervised pretraining for nnU-Net v2: many domains, one set of weights, any plan.",
@@ -67,7 +69,7 @@ def hssl(
 def convert_msd(
     source: Annotated[Path, typer.Option("-i", metavar="FOLDER", help="An MSD folder, TaskXX_Name.")],
     dataset_id: Annotated[
-        int | None, typer.Option("-d", min=1, max=999, help="Id of the dataset; default: XX.", show_default=False)
+        int | None, typer.Option("-d", min=1, max=999, help="Id of the dataset; default: XX.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of the same name.")] = False,
 ) -> None:
@@ -82,19 +84,16 @@ def plan_and_preprocess(
     datasets: Datasets,
     configurations: Configurations = DEFAULT_CONFIGURATIONS,
     preset: Annotated[
-        str | None,
-        typer.Option(
-            help="default (also when none is named), resenc_m, resenc_l, resenc_xl or cpu.", show_default=False
-        ),
+        str | None, typer.Option(help="default (also when none is named), resenc_m, resenc_l, resenc_xl or cpu.")
     ] = None,
     plans_name: Annotated[
         str | None,
-        typer.Option("-p", help="Plans that are there, used as they are instead of a preset.", show_default=False),
+        typer.Option("-p", help="Plans that are there, used as they are instead of a preset."),
     ] = None,
     num_processes: NumProcesses = None,
     fingerprint_processes: Annotated[
         int | None,
-        typer.Option("-npfp", min=1, help="Processes of check and fingerprint; default: as -np.", show_default=False),
+        typer.Option("-npfp", min=1, help="Processes of check and fingerprint; default: as -np."),
     ] = None,
     verify_dataset_integrity: Annotated[
         bool, typer.Option("--verify_dataset_integrity", help="Accepted as nnU-Net's; the check is always made.")
@@ -115,10 +114,10 @@ def plan_and_preprocess(
 @app.command(cls=ListCommand, epilog="Example: hssl corpus -d 4 51 52 -o 900 -n Limbs")
 def corpus(
     datasets: Datasets,
-    output: Annotated[int, typer.Option("-o", min=1, max=999, help="Id of the corpus.", show_default=False)],
+    output: Annotated[int, typer.Option("-o", min=1, max=999, help="Id of the corpus.")],
     name: Annotated[str, typer.Option("-n", help="Name of the corpus.")] = "Corpus",
     plans_name: Annotated[
-        str | None, typer.Option("-p", help="Name of the plans; default: those that all have.", show_default=False)
+        str | None, typer.Option("-p", help="Name of the plans; default: those that all have.")
     ] = None,
     configuration: Configuration = "3d_fullres",
     hierarchy: Annotated[
@@ -170,7 +169,7 @@ def corpus(
 
 @app.command(cls=ListCommand, epilog="Example: hssl pretrain 900")
 def pretrain(
-    dataset: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(metavar="CORPUS", help="Id or name of the corpus.")],
     configuration: Configuration = "3d_fullres",
     plans_name: FoundPlans = None,
     device: Device = None,
@@ -197,8 +196,8 @@ app.command(cls=ListCommand, epilog="Example: hssl seed -d 4 -w hssl.safetensors
 @app.command(cls=ListCommand, epilog="Example: hssl finetune 4 3d_fullres 0")
 def finetune(
     dataset: Dataset,
-    configuration: Annotated[str, typer.Argument(help="nnU-Net's configuration.", show_default=False)],
-    fold: Annotated[str, typer.Argument(help="0 to 4, or all.", show_default=False)],
+    configuration: Annotated[str, typer.Argument(help="nnU-Net's configuration.")],
+    fold: Annotated[str, typer.Argument(help="0 to 4, or all.")],
     plans_name: FoundPlans = None,
     scratch: Annotated[bool, typer.Option("--scratch", help="The control: the same run without the weights.")] = False,
     device: Device = None,
@@ -243,15 +242,9 @@ def paths(
     export: Annotated[bool, typer.Option("--export", help="Print the line for the shell, and nothing else.")] = False,
 ) -> None:
     """Show the folders in use, or the line that shows our trainers to nnU-Net's own commands."""
-    if export:
-        print(export_line())
-        return
-    import os
-
-    rows = {"trainers": str(trainers_dir()), "presets": str(plans_dir())}
-    rows |= {variable: os.environ.get(variable, "not set") for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS)}
-    for label, value in rows.items():
-        print(f"{label:<20} {value}")
+    nnunets = {variable: os.environ.get(variable, "not set") for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS)}
+    rows = {"trainers": trainers_dir(), "presets": plans_dir(), **nnunets}
+    print(export_line() if export else "\n".join(f"{label:<20} {value!s}" for label, value in rows.items()))
 
 
 def export_line() -> str:
@@ -285,7 +278,7 @@ def _exit_with(problems: Sequence[object], code: int, repair: str) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run `hssl`; a user's mistake and a full disk become one message, anything unexpected keeps its traceback."""
+    """Run `hssl`; a user's mistake, a full disk or a closed folder become one message, the unexpected a traceback."""
     try:
         app(args=args, prog_name="hssl")
     except SystemExit as end:
@@ -295,18 +288,21 @@ def main(args: Sequence[str] | None = None) -> None:
     except HSSLError as error:
         _fail(str(error))
     except (OSError, RuntimeError) as error:
-        if not _disk_is_full(error):
+        if _disk_is_full(error):
+            _fail(f"The disk is full: {error}. Free some space (`hssl doctor` shows the folders), then run it again.")
+        if getattr(error, "errno", None) not in NOT_ALLOWED:
             raise
-        _fail(f"The disk is full: {error}. Free some space (`hssl doctor` shows the folders), then run it again.")
+        _fail(f"{error}. Ask for the right to it, or name another folder (`hssl doctor` shows those in use).")
 
 
 def _disk_is_full(error: Exception) -> bool:
+    """Whether the disk, or the user's share of it, is full."""
     # torch.save hides the errno; these are what its own writer says of a short write
     hidden = ("PytorchStreamWriter failed writing", "inline_container.cc", "unexpected pos")
     said = str(error)
-    return getattr(error, "errno", None) == errno.ENOSPC or hidden[0] in said or all(h in said for h in hidden[1:])
+    return getattr(error, "errno", None) in NO_SPACE or hidden[0] in said or all(h in said for h in hidden[1:])
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     Console(stderr=True).print(f"[red]Error:[/] {escape(message)}", soft_wrap=True)
     sys.exit(1)

@@ -16,7 +16,7 @@ benchmark_app = typer.Typer(
 )
 DEFAULT_BUDGETS = ["5%", "10%", "20%", "100%"]
 DEFAULT_ARMS = ["vanilla", "scratch", "hssl", "mae"]
-BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)]
+BenchmarkFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.")]
 Domains = Annotated[
     list[str] | None,
     typer.Option("--domains", metavar="DATASET...", help="Datasets to pretrain on; default: those of the first -d."),
@@ -45,7 +45,7 @@ RUN_EXAMPLE = "Example: hssl benchmark run -d 4 53 --budgets 5% 20% -o benchmark
 @benchmark_app.command("run", cls=ListCommand, epilog=RUN_EXAMPLE)
 def run(
     datasets: Datasets,
-    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Folder of the benchmark.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", metavar="DIR", help="Folder of the benchmark.")],
     domains: Domains = None,
     weights: ExternalWeights = None,
     budgets: Budgets = DEFAULT_BUDGETS,
@@ -108,7 +108,7 @@ def status(folder: BenchmarkFolder) -> None:
 def report(
     folder: BenchmarkFolder,
     output: Annotated[
-        Path | None, typer.Option("-o", metavar="FILE", help="The page; default: DIR/report.html.", show_default=False)
+        Path | None, typer.Option("-o", metavar="FILE", help="The page; default: DIR/report.html.")
     ] = None,
 ) -> None:
     """Write the results as one page that opens from a disk, and its numbers as JSON beside it."""

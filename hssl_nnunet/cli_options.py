@@ -76,25 +76,23 @@ def with_repeated_flags(args: Sequence[str], repeatable: Collection[str]) -> lis
     return result
 
 
-Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset id or name.", show_default=False)]
-OneDataset = Annotated[str, typer.Option("-d", metavar="DATASET", help="Dataset id or name.", show_default=False)]
-Datasets = Annotated[
-    list[str], typer.Option("-d", metavar="DATASET...", help="Dataset ids or names.", show_default=False)
-]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset id or name.")]
+OneDataset = Annotated[str, typer.Option("-d", metavar="DATASET", help="Dataset id or name.")]
+Datasets = Annotated[list[str], typer.Option("-d", metavar="DATASET...", help="Dataset ids or names.")]
 Configuration = Annotated[str, typer.Option("-c", help="nnU-Net's configuration.")]
 Configurations = Annotated[list[str], typer.Option("-c", metavar="CONFIGURATION...", help="nnU-Net's configurations.")]
 DefaultPlans = Annotated[str, typer.Option("-p", help="Name of the plans.")]
+TrainedPlans = Annotated[
+    str | None,
+    typer.Option("-p", help="Plans of the model; default: those there is a model of, `nnUNetPlans_HSSL` first."),
+]
 FoundPlans = Annotated[
     str | None,
-    typer.Option("-p", help="Name of the plans; default: the ones with an `hssl` block.", show_default=False),
+    typer.Option("-p", help="Name of the plans; default: the ones with an `hssl` block."),
 ]
-Device = Annotated[
-    str | None, typer.Option("-device", help="cuda, cpu or mps; default: the GPU if there is one.", show_default=False)
-]
+Device = Annotated[str | None, typer.Option("-device", help="cuda, cpu or mps; default: the GPU if there is one.")]
 Continue = Annotated[bool, typer.Option("--c", help="Continue from the last checkpoint.")]
-NumProcesses = Annotated[
-    int | None, typer.Option("-np", min=1, help="Processes; default: by the machine.", show_default=False)
-]
+NumProcesses = Annotated[int | None, typer.Option("-np", min=1, help="Processes; default: by the machine.")]
 NumGpus = Annotated[int, typer.Option("-num_gpus", min=1, help="GPUs that share the training.")]
 
 

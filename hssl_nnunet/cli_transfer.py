@@ -11,8 +11,8 @@ from hssl_nnunet.cli_options import (
     DEFAULT_CONFIGURATIONS,
     Configuration,
     Configurations,
-    FoundPlans,
     OneDataset,
+    TrainedPlans,
     show,
 )
 from hssl_nnunet.corpus.manifest import MANIFEST
@@ -23,10 +23,10 @@ from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, finetune_command
 
 def seed(
     dataset: OneDataset,
-    weights: Annotated[Path, typer.Option("-w", metavar="FILE", help="Weights of a pretraining.", show_default=False)],
+    weights: Annotated[Path, typer.Option("-w", metavar="FILE", help="Weights of a pretraining.")],
     plans_name: Annotated[
         str | None,
-        typer.Option("-p", help="Plans of the target; default: nnUNetPlans, else the weights'.", show_default=False),
+        typer.Option("-p", help="Plans of the target; default: nnUNetPlans, else the weights'."),
     ] = None,
     configurations: Configurations = DEFAULT_CONFIGURATIONS,
     pth: Annotated[
@@ -75,13 +75,11 @@ def _seed_corpus(corpus: str, weights: Path, plans_name: str | None, written: Pa
 
 def export(
     dataset: OneDataset,
-    output: Annotated[Path, typer.Option("-o", metavar="OUT", help="A folder, or a .zip.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", metavar="OUT", help="A folder, or a .zip.")],
     configuration: Configuration = DEFAULT_CONFIGURATION,
-    plans_name: FoundPlans = None,
+    plans_name: TrainedPlans = None,
     trainer: Annotated[str, typer.Option("-tr", help="Trainer that trained the model.")] = "nnUNetTrainerHSSLFinetune",
-    folds: Annotated[
-        list[str] | None, typer.Option("-f", metavar="FOLD...", help="Folds; default: all.", show_default=False)
-    ] = None,
+    folds: Annotated[list[str] | None, typer.Option("-f", metavar="FOLD...", help="Folds; default: all.")] = None,
     checkpoint: Annotated[str, typer.Option("-chk", help="Checkpoint of each fold.")] = "checkpoint_final.pth",
 ) -> None:
     """Write a fine-tuned model that stock nnUNetv2_predict runs on a machine without this package."""
@@ -97,8 +95,8 @@ def export(
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="Of nnU-Net, or of nnssl.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The weights file.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="Of nnU-Net, or of nnssl.")],
+    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The weights file.")],
 ) -> None:
     """Make a weights file of another checkpoint, to seed any target with, or to compare with in a benchmark."""
     from hssl_nnunet.transfer.import_checkpoint import import_checkpoint
@@ -110,7 +108,7 @@ def import_(
     print(f"Wrote {output}")
 
 
-def inspect(file: Annotated[Path, typer.Argument(help="A weights file.", show_default=False)]) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="A weights file.")]) -> None:
     """Show what a weights file holds: domains, hierarchy, images seen, loss curves, versions, citation."""
     from hssl_nnunet.transfer.inspect_weights import render_inspection
 

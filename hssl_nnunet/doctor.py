@@ -114,11 +114,14 @@ def folder(variable: str) -> Check:
     value = os.environ.get(variable)
     if not value:
         return Check("failed", variable, "not set", f"export {variable}=/path/to/{variable}")
-    path = Path(value)
-    if path.exists() and not path.is_dir():
-        remedy = f"export {variable}=/path/to/{variable}: name a folder."
+    path, remedy = Path(value), f"export {variable}=/path/to/{variable}: name a folder."
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as error:  # a folder above it may not be entered
+        return Check("failed", variable, f"{value}: {error.strerror}", remedy)
+    if exists and not is_folder:
         return Check("failed", variable, f"{value} is a file, expected a folder", remedy)
-    if not path.is_dir():
+    if not is_folder:
         return Check("failed", variable, f"{value} does not exist", f"mkdir -p {shlex.quote(value)}")
     if not os.access(value, os.W_OK):
         remedy = f"chmod u+w {shlex.quote(value)}, or name another folder"

@@ -211,6 +211,8 @@ def train(
     device = choose_device(device_name)
     _check_processes(training, device, num_gpus)
     folder = training.folder
+    if validation.alone:
+        refuse_unfinished(folder)
     if training.pretrains and num_gpus > 1:  # nnU-Net's own processes wait ten minutes for a probe, no longer
         resume = ["--c"] if continue_training else []
         named = ["-c", training.configuration, "-p", training.plans_name, "-device", device.type]
@@ -223,9 +225,7 @@ def train(
                 print(f"{folder} is already finished (`num_epochs` is {num_epochs}): nothing is left to train.")
             return folder
         with claimed(folder) if rank == 0 else nullcontext(), resumable(folder):
-            if validation.alone:
-                refuse_unfinished(folder)
-            elif not continue_training:
+            if not (validation.alone or continue_training):
                 refuse_to_overwrite(folder, training.plans, training.last_file)
             _run(training, device, continue_training, num_gpus, validation)
     return folder

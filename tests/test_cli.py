@@ -190,6 +190,16 @@ def test_a_full_disk_is_said_to_be_full(capsys: pytest.CaptureFixture[str], monk
     assert "The disk is full" in said
 
 
+def test_a_quota_and_a_folder_that_may_not_be_entered_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cli, "app", raises(OSError(errno.EDQUOT, "Disk quota exceeded")))
+    assert "The disk is full: [Errno" in failure(capsys)[1]
+    monkeypatch.setattr(cli, "app", raises(PermissionError(errno.EACCES, "Permission denied", "/data")))
+    code, said = failure(capsys)
+    assert code == 1 and "Permission denied: '/data'. Ask for the right to it" in said
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a Linux device")
 def test_torchs_own_error_on_a_full_disk_is_recognised():
     with pytest.raises(RuntimeError) as raised:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shlex
@@ -58,6 +59,15 @@ def test_a_file_in_place_of_a_folder_is_not_to_be_made(monkeypatch: pytest.Monke
     check = doctor.folder(ENV_RAW)
     assert check.status == "failed" and "is a file, expected a folder" in check.found
     assert check.remedy.startswith(f"export {ENV_RAW}=")
+
+
+def test_a_folder_that_may_not_be_looked_at_is_told(monkeypatch: pytest.MonkeyPatch):
+    def closed(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", closed)
+    check = doctor.folder(ENV_RAW)
+    assert check.status == "failed" and check.found.endswith(": Permission denied")
 
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "nnUNet_def_n_proc", "nnUNet_n_proc_DA"])

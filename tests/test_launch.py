@@ -122,6 +122,7 @@ def test_a_finished_training_is_validated_again_with_its_probabilities(target, c
     validate = partial(launch.finetune, 4, "3d_fullres", 0, device="cpu", npz=True, only_validate=True)
     with pytest.raises(HSSLError, match="fold_0 holds no checkpoint_final.pth to validate: .*not finished. Add --c"):
         validate()
+    assert not any(Path(os.environ[ENV_RESULTS]).rglob("*"))  # and no empty model is left
     finished(launch.finetune(4, "3d_fullres", 0, device="cpu"), "validation/summary.json", EPOCHS)
     for continue_training in (False, True):  # SLURM's scripts always add --c
         validate(continue_training=continue_training)
