@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from hssl_nnunet.losses.hierarchical import Outputs
 from hssl_nnunet.losses.queue import NegativeQueue
 from hssl_nnunet.losses.reconstruction import Reconstruction
 from hssl_nnunet.losses.voxel import Points, VoxelEmbeddings
+from hssl_nnunet.networks.domain_network import DomainNetwork
 from hssl_nnunet.networks.heads import Embedding, Projector, VoxelEmbedding, at_places
-from hssl_nnunet.networks.projection import plan_projection, project
+from hssl_nnunet.networks.projection import project
 from hssl_nnunet.networks.shared_weights import SharedWeights
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import CorpusBlock
@@ -74,98 +74,6 @@ class ChunkOutput:
         predictions = [part.prediction for part in parts if part.prediction is not None]
         whole = [torch.cat(level, dim=1) for level in pooled], [torch.cat(level, dim=1) for level in places]
         return cls(*whole, torch.cat(predictions) if predictions else None)
-
-
-class PyramidDecoder(nn.Module):
-    """nnU-Net's decoder, which gives the features of all its levels beside its output.
-
-    Its parameters are called as in the whole network.
-    """
-
-    def __init__(self, decoder: nn.Module):
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, skips: Sequence[Tensor], num_output: int) -> tuple[list[Tensor], Tensor | None]:
-        """Decode.
-
-        Args:
-            skips: the encoder's features, level 0 first.
-            num_output: images of the batch, the first ones, whose output is wanted; 0 = none.
-
-        Returns:
-            The features, level 0 first, and the output of level 0.
-        """
-        ups, stages, outputs = (self.decoder.get_submodule(n) for n in ("transpconvs", "stages", "seg_layers"))
-        levels = [skips[-1]]
-        for up, stage, skip in zip(ups, stages, reversed(skips[:-1]), strict=True):  # type: ignore[call-overload]
-            levels.append(stage(torch.cat([up(levels[-1]), skip], dim=1)))
-        output = outputs[-1](levels[-1][:num_output]) if num_output else None  # type: ignore[index]
-        return levels[:0:-1], output
-
-
-class DomainNetwork:
-    """A stock nnU-Net network without storage, run with tensors projected from the shared weights.
-
-    Not a module: its parameters are empty shells on the meta device, which no optimiser or checkpoint may see.
-    nnU-Net registers some modules twice; `functional_call` finds them by identity, and would leave real tensors in the
-    shells if it tied them by name as well, hence `tie_weights=False`.
-    """
-
-    def __init__(
-        self,
-        topology: Topology,
-        shapes: Mapping[str, Sequence[int]],
-        *,
-        decoded_views: int,
-        reconstructs: bool,
-        compiled: bool,
-    ):
-        """Build the empty network.
-
-        Args:
-            topology: that of the domain's plan.
-            shapes: shapes of the shared weights.
-            decoded_views: how many of the views are decoded, the first ones.
-            reconstructs: whether the first of them is reconstructed.
-            compiled: whether it is compiled.
-        """
-        self.skeleton = topology.build(device="meta")
-        self.encoder = self.skeleton.get_submodule("encoder")
-        self.decoder = PyramidDecoder(self.skeleton.get_submodule("decoder"))
-        entries = plan_projection(shapes, self.skeleton, topology, segmentation=reconstructs)
-        self.entries = [e for e in entries if decoded_views or e.part == "encoder"]
-        self.decoded_views, self.reconstructs = decoded_views, reconstructs
-        # dynamic=False: dynamo would take the next domain's shapes for this one's, and make them variables
-        self.call = torch.compile(self.run, dynamic=False) if compiled else self.run
-
-    def run(
-        self, parameters: dict[str, Tensor], views: Tensor, num_images: int
-    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Encode every view, decode the first `decoded_views` of them, reconstruct view 0 where that is asked for.
-
-        Args:
-            parameters: parameter name -> tensor, from `project`.
-            views: `(V * B, 1, X, Y[, Z])`.
-            num_images: B.
-
-        Returns:
-            The encoder's features and the decoder's, level 0 first, and view 0's reconstruction `(B, 1, X, Y[, Z])`;
-            nothing of what is not asked for.
-        """
-        skips = self.encode(parameters, views)
-        if not self.decoded_views:
-            return skips, [], None
-        first = [features[: self.decoded_views * num_images] for features in skips]
-        own = {name: p for name, p in parameters.items() if name.startswith("decoder.")}
-        asked = num_images if self.reconstructs else 0
-        levels, output = functional_call(self.decoder, own, (first, asked), tie_weights=False)
-        return skips, levels, output
-
-    def encode(self, parameters: dict[str, Tensor], images: Tensor) -> list[Tensor]:
-        """The encoder's features of images `(B, 1, X, Y[, Z])`, level 0 first."""
-        own = {name.removeprefix("encoder."): p for name, p in parameters.items() if name.startswith("encoder.")}
-        return functional_call(self.encoder, own, (images,), tie_weights=False)  # type: ignore[no-any-return]
 
 
 class HSSLNetwork(nn.Module):
@@ -294,10 +202,12 @@ class HSSLNetwork(nn.Module):
 def _allow_graphs(count: int) -> None:
     """Let dynamo keep `count` graphs of one function.
 
-    It counts those of all domains together, and runs what exceeds its limit of 8 uncompiled.
+    It counts those of all domains together, and runs what exceeds its limits, of 8 and of 256, uncompiled.
     """
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, count)
+    kind = "recompile" if hasattr(config, "recompile_limit") else "cache_size"  # the latter in torch 2.6
+    for limit in (f"{kind}_limit", f"accumulated_{kind}_limit"):
+        setattr(config, limit, max(getattr(config, limit), count))
 
 
 def _classifies(weight: float, form: str) -> bool:

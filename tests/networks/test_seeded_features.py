@@ -21,7 +21,7 @@ from fixture_topologies import (
 from reference_unet import reference_features
 from torch import Tensor
 
-from hssl_nnunet.networks.hssl_network import DomainNetwork
+from hssl_nnunet.networks.domain_network import DomainNetwork
 from hssl_nnunet.networks.projection import plan_projection, project
 from hssl_nnunet.networks.shared_weights import SharedWeights
 from hssl_nnunet.networks.topology import Topology
