@@ -18,8 +18,8 @@ from hssl_nnunet.remedies import seed_command
 from hssl_nnunet.training import precision
 from hssl_nnunet.training.head_start import HeadFit
 from hssl_nnunet.training.memory import keep_freed_memory
-from hssl_nnunet.training.optimizer import Stepper, build_optimizer, load_optimizer
-from hssl_nnunet.training.resume import changed_values, check_weights
+from hssl_nnunet.training.optimizer import Stepper, build_optimizer
+from hssl_nnunet.training.resume import check_weights
 from hssl_nnunet.training.schedule import EpochSchedule, finetuning_multipliers
 from hssl_nnunet.training.vanilla import HSSLVanilla
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
@@ -47,8 +47,6 @@ class HSSLFinetuner(HSSLVanilla):
     seeded = True
     compiled: bool
     seed: int
-    current_epoch: int
-    _best_ema: float | None  # nnU-Net's name
 
     def __init__(
         self,
@@ -104,8 +102,7 @@ class HSSLFinetuner(HSSLVanilla):
             with precision.autocast(self.plan.precision, self.device):
                 images = precision.formatted(batch["data"], self.device, compiled=self.compiled)
                 fit.add(images, target if isinstance(target, list) else [target])
-            missing = fit.missing() if index + 1 >= HEAD_BATCHES else []
-            if index + 1 >= HEAD_BATCHES and not missing:
+            if index + 1 >= HEAD_BATCHES and not (missing := fit.missing()):
                 break
         if missing:
             self.print_to_log_file(f"WARNING: no voxel of class {missing} in {MOST_HEAD_BATCHES} batches")
@@ -137,7 +134,9 @@ class HSSLFinetuner(HSSLVanilla):
             dataset=self.plans_manager.dataset_name,
             configuration=self.configuration_name,
             entries=tuple(entries),
-            notes=tuple(leakage_notes(metadata, self.plans_manager.dataset_name, self._preprocessed())),
+            notes=tuple(
+                leakage_notes(metadata, self.plans_manager.dataset_name, Path(self.preprocessed_dataset_folder_base))
+            ),
         )
         for note in report.notes:
             self.print_to_log_file(f"WARNING: {note}")
@@ -161,26 +160,16 @@ class HSSLFinetuner(HSSLVanilla):
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint, network = load_checkpoint(filename_or_checkpoint), self.stock_network()
-        self.current_epoch, self._best_ema = checkpoint["current_epoch"], checkpoint["_best_ema"]
-        if self.seeded and self.current_epoch < self.num_epochs:
+        checkpoint = load_checkpoint(filename_or_checkpoint)
+        if self.seeded and checkpoint["current_epoch"] < self.num_epochs:
             check_weights(checkpoint, filename_or_checkpoint, self.block, self._seeding)
-        if changed := changed_values(checkpoint, filename_or_checkpoint, self.plan, network.state_dict()):
-            self.print_to_log_file(f"WARNING: goes on with other values: {'; '.join(changed)}")
-        network.load_state_dict(checkpoint["network_weights"])
-        load_optimizer(self.optimizer, checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.logger.load_checkpoint(checkpoint["logging"])
+        self.go_on_from(checkpoint, filename_or_checkpoint, self.stock_network())
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         torch.manual_seed(self.seed + self.current_epoch)  # not the draws of the first epochs again
 
     def _seeding(self, weights: str | Path | None) -> str:
         manager = self.plans_manager
         return seed_command(manager.dataset_name, weights, manager.plans_name, self.configuration_name)
-
-    def _preprocessed(self) -> Path:
-        return Path(self.preprocessed_dataset_folder_base)
 
     def _topology(self) -> Topology:
         return Topology.from_architecture(self.configuration_manager.configuration["architecture"])

@@ -130,15 +130,14 @@ class Stepper:
 
     def __call__(self, loss: Tensor) -> None:
         """Take the step of a loss; gradients must be None before."""
-        scaler = self.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        if scaler is None:
+        if self.scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         else:
-            scaler.step(self.optimizer)
-            scaler.update()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         if loss.device.type == "cuda":
             self._pace()
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import Any
 
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hssl_nnunet.corpus.manifest import MANIFEST, ImageRow, read_manifest
+from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.data.crops import DomainGeometry, RawChunk
 from hssl_nnunet.data.loader import ChunkLoader
+from hssl_nnunet.data.rows import read_rows
 from hssl_nnunet.data.sampling import DomainSampler
 from hssl_nnunet.data.split import held_out_rows
 from hssl_nnunet.data.volumes import VolumeCache
-from hssl_nnunet.files import written_whole
 from hssl_nnunet.losses.hierarchical import hierarchical_loss
 from hssl_nnunet.networks.cpu_operators import use_cpu_operators
 from hssl_nnunet.networks.hssl_network import HSSLNetwork
 from hssl_nnunet.paths import WEIGHTS_FILE
 from hssl_nnunet.plan_schema import corpus_block
+from hssl_nnunet.plan_values import PretrainingPlan
 from hssl_nnunet.ranks import own_device, under_torchrun
 from hssl_nnunet.remedies import seed_command
 from hssl_nnunet.training import precision
@@ -32,28 +33,29 @@ from hssl_nnunet.training.distributed import check_same_epoch, rank_and_world
 from hssl_nnunet.training.epoch_log import curves, log_values, mean_terms, report
 from hssl_nnunet.training.memory import keep_freed_memory
 from hssl_nnunet.training.monitor import Monitor, no_probe
-from hssl_nnunet.training.optimizer import Stepper, build_optimizer, load_optimizer
+from hssl_nnunet.training.optimizer import Stepper, build_optimizer
 from hssl_nnunet.training.pictures import plot_curves
 from hssl_nnunet.training.provenance import weights_metadata
-from hssl_nnunet.training.resume import IMAGES_KEY, changed_values, check_images, check_weights, images_sha256
+from hssl_nnunet.training.resume import IMAGES_KEY, check_images, check_weights, images_sha256
 from hssl_nnunet.training.schedule import EpochSchedule, warmup_poly
 from hssl_nnunet.training.steps import ChunkPreparer
+from hssl_nnunet.training.trainer import PlannedTrainer
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.continuing import load_start
 from hssl_nnunet.transfer.weights_file import save_weights
 
 
-class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
+class HSSLPretrainer(PlannedTrainer):
     """Pretrains shared weights on the corpus whose plans it is given.
 
     Every random draw (chunks, crops, views, masks) is a pure function of the plan's seed and the step's index, and the
-    learning rate one of the epoch, so that a checkpoint of nnU-Net's layout resumes the run exactly.
+    learning rate one of the epoch, so that a checkpoint of nnU-Net's layout resumes the run exactly. Nothing is
+    segmented: what nnU-Net calls the best EMA is here the lowest held-out loss.
     """
 
+    plan: PretrainingPlan
     is_ddp: bool
-    current_epoch: int
     my_init_kwargs: dict[str, Any]
-    _best_ema: float | None  # nnU-Net's name; here the lowest held-out loss
 
     def __init__(
         self,
@@ -75,9 +77,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
             keep_freed_memory()
         self.corpus = corpus_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
         self.plan = plan = self.corpus.pretraining
-        self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
-        self.num_iterations_per_epoch = plan.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = plan.num_val_iterations_per_epoch
+        self.take_length(plan)
         self.initial_lr, self.weight_decay = plan.initial_lr, plan.weight_decay
         self.enable_deep_supervision = False
         self.grad_scaler = precision.grad_scaler(plan.precision, self.device)
@@ -104,7 +104,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         self.network = self._shared_by_ranks() if self.is_ddp else self.model
         self.dataset_class = nnUNetDatasetBlosc2
         self.cache = VolumeCache(self.plan.cache_gib)
-        self.rows = read_manifest(self.root / MANIFEST)
+        self.rows = read_rows(self.corpus.domains, self._plans_file())
         self.my_init_kwargs = {**self.my_init_kwargs, IMAGES_KEY: images_sha256(self.rows)}  # goes into checkpoints
         self.preparer = ChunkPreparer(self.corpus.domains, self.geometries, self.plan, self.device, compiled)
         self.monitor = Monitor(self.corpus, self.geometries, self.root.parent, Path(self.output_folder))
@@ -132,15 +132,10 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
         """Optimiser over shared weights and heads; linear warm-up, then nnU-Net's polynomial decay."""
         plan = self.plan
-        optimizer = build_optimizer(
-            plan.optimizer, [(list(self.model.parameters()), plan.initial_lr)], plan.weight_decay
-        )
-
+        group = list(self.model.parameters()), plan.initial_lr
+        optimizer = build_optimizer(plan.optimizer, [group], plan.weight_decay)
         self.stepper = Stepper(optimizer, self.grad_scaler, plan.gradient_clip)
-
-        def multiplier(epoch: int) -> float:
-            return warmup_poly(epoch, start=0, warmup=plan.warmup_epochs, end=plan.num_epochs)
-
+        multiplier = partial(warmup_poly, start=0, warmup=plan.warmup_epochs, end=plan.num_epochs)
         return optimizer, EpochSchedule(optimizer, [multiplier])
 
     def get_dataloaders(self) -> tuple[ChunkLoader, ChunkLoader]:
@@ -284,19 +279,6 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- files
 
-    def save_checkpoint(self, filename: str) -> None:
-        """Save nnU-Net's checkpoint, whole or not at all."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
-        network, self.network = self.network, self.model
-        try:
-            with written_whole(filename) as temporary:
-                self.is_ddp, was_ddp = False, self.is_ddp  # nnU-Net would look for network.module
-                super().save_checkpoint(str(temporary))
-                self.is_ddp = was_ddp
-        finally:
-            self.network = network
-
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Resume: weights, optimiser, scaler, log and epoch; data and learning rate follow from the epoch."""
         if not self.was_initialized:
@@ -304,14 +286,7 @@ class HSSLPretrainer(nnUNetTrainer):  # type: ignore[misc]
         checkpoint = load_checkpoint(filename_or_checkpoint)
         check_images(checkpoint, filename_or_checkpoint, self.rows)
         check_weights(checkpoint, filename_or_checkpoint, self.corpus, self._seeding)
-        if changed := changed_values(checkpoint, filename_or_checkpoint, self.plan, self.model.state_dict()):
-            self.print_to_log_file(f"WARNING: goes on with other values: {'; '.join(changed)}")
-        self.model.load_state_dict(checkpoint["network_weights"])
-        load_optimizer(self.optimizer, checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self.current_epoch, self._best_ema = checkpoint["current_epoch"], checkpoint["_best_ema"]
+        self.go_on_from(checkpoint, filename_or_checkpoint, self.model)
 
     def _seeding(self, weights: Path) -> str:
         return seed_command(self.plans_manager.dataset_name, weights, self.plans_manager.plans_name)

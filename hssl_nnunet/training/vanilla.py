@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from hssl_nnunet.files import written_whole
 from hssl_nnunet.plan_schema import target_block
+from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.training.full_validation import validate_fully
+from hssl_nnunet.training.trainer import PlannedTrainer
 
 
-class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
+class HSSLVanilla(PlannedTrainer):
     """Stock nnU-Net in everything but its length, which the `hssl` block of the plans gives.
 
     Optimiser, learning rate, polynomial schedule, precision and start are nnU-Net's own, so that at equal iterations
     every other arm is compared with what a user of nnU-Net has today.
     """
+
+    plan: FinetuningPlan
 
     def __init__(
         self,
@@ -34,10 +36,8 @@ class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
         """
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.block = target_block(self.plans_manager.plans, f"{self.plans_manager.plans_name}.json")
-        self.plan = plan = self.block.finetuning
-        self.num_epochs, self.save_every = plan.num_epochs, plan.save_every
-        self.num_iterations_per_epoch = plan.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = plan.num_val_iterations_per_epoch
+        self.plan = self.block.finetuning
+        self.take_length(self.plan)
 
     def initialize(self) -> None:
         """Build everything as nnU-Net does, from the plan's seed where it has one."""
@@ -61,12 +61,3 @@ class HSSLVanilla(nnUNetTrainer):  # type: ignore[misc]
     def validate_whole_cases(self) -> None:
         """Predict whole validation cases and log their Dice, as the test will: see `full_validation`."""
         validate_fully(self)
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Save nnU-Net's checkpoint, whole or not at all: a run that was killed goes on from the older one.
-
-        Its plans name the pretrained weights, if there are any, and their hash.
-        """
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            with written_whole(filename) as temporary:
-                super().save_checkpoint(str(temporary))

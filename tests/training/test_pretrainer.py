@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -466,7 +467,8 @@ def test_a_step_leaves_no_tensor_in_the_skeletons(corpus: Path) -> None:
 def test_each_domain_is_compiled_once_with_and_once_without_gradient(
     corpus: Path, captured: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)  # fewer graphs than the domains need
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, limit, 4)  # fewer graphs than the domains need
     trainer = started(corpus)
     model = HSSLNetwork(trainer.corpus, compiled=True)
     chunks = [trainer.preparer.chunk(raw) for raw in batch_of_all_domains(trainer)]
@@ -489,6 +491,18 @@ def test_nnunets_own_command_finds_and_runs_the_trainer(nnunet_folders: dict[str
     folder = nnunet_folders["nnUNet_results"] / tiny_corpus.CORPUS / trainer / "fold_all"
     assert (folder / "hssl.safetensors").is_file()
     assert load_checkpoint(folder / "checkpoint_final.pth")["trainer_name"] == "nnUNetTrainerHSSLPretrain"
+
+
+@pytest.mark.parametrize("kind", ["recompile", "cache_size"])  # the names of torch 2.6 are the latter
+def test_both_limits_of_the_compiler_are_raised_whatever_they_are_called(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (f"{kind}_limit", f"accumulated_{kind}_limit")
+    config = SimpleNamespace(**dict.fromkeys(names, 8))
+    monkeypatch.setattr(torch._dynamo, "config", config)
+    hssl_network._allow_graphs(400)
+    hssl_network._allow_graphs(40)  # what another network has asked for stays
+    assert vars(config) == dict.fromkeys(names, 400)
 
 
 def test_processes_that_cannot_share_a_step_are_refused_before_they_join(
