@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.losses.classification import classification
 from hssl_nnunet.losses.contrastive import nt_xent, supervised_contrast
 from hssl_nnunet.losses.queue import NegativeQueue
@@ -69,15 +68,12 @@ def hierarchical_loss(
     Args:
         outputs: at least the parts that the terms with a weight need.
         labels: of the same N images.
-        plan: weights and forms of the terms.
+        plan: weights and forms of the terms, of which one at least has a weight.
         queue: embeddings of earlier steps, further negatives of the image term.
 
     Returns:
         The unweighted value of each term with weight > 0, among `image`, `task`, `group`, `reconstruction` and
         `voxel`, and `total`, the weighted sum. Scalars, at least float32.
-
-    Raises:
-        HSSLError: every weight is 0.
     """
     terms: dict[str, Tensor] = {}
     if plan.image > 0:
@@ -95,10 +91,6 @@ def hierarchical_loss(
         if outputs.voxels is None:
             raise ValueError("The voxel term has a weight > 0, but the network gave no `voxels`.")
         terms["voxel"] = voxel_contrast(outputs.voxels, plan.voxel_tau)
-    if not terms:
-        raise HSSLError(
-            "Every weight under `hssl.pretraining.loss` is 0, expected at least one > 0. Edit the plans file."
-        )
     total = torch.stack([getattr(plan, name) * value for name, value in terms.items()]).sum()
     return {**terms, "total": total}
 

@@ -54,23 +54,24 @@ class ChunkPreparer:
         seen = seen.flatten(0, 1).contiguous(memory_format=layout).view(seen.shape)
         return Chunk(raw.domain, seen, views.clean[0], views.valid, hidden, self._points(views, raw.seed))
 
+    @property
+    def _mask_ratio(self) -> float:
+        return self.plan.loss.mask_ratio if self.plan.loss.reconstruction > 0 else 0.0
+
     def _hidden(self, valid: Tensor, geometry: DomainGeometry, seed: int) -> Tensor:
-        loss = self.plan.loss
-        if loss.reconstruction == 0 or loss.mask_ratio == 0:
+        if self._mask_ratio == 0:
             return torch.zeros_like(valid)
-        generator = torch.Generator().manual_seed(seed + 1)  # + 1: not the stream of the views
-        shape = tuple(valid.shape)
-        return block_mask(shape, geometry.spacing, loss.mask_ratio, loss.mask_block_voxel, generator, self.device)
+        block, generator = self.plan.loss.mask_block_voxel, torch.Generator()
+        generator.manual_seed(seed + 1)  # + 1: not the stream of the views
+        return block_mask(tuple(valid.shape), geometry.spacing, self._mask_ratio, block, generator, self.device)
 
     @property
     def shown_whole(self) -> list[int]:
         """Domains of which nothing is hidden though the plan masks: their crops are too few blocks."""
-        loss = self.plan.loss
-        if loss.reconstruction == 0 or loss.mask_ratio == 0:
+        if self._mask_ratio == 0:
             return []
-        blocks = [
-            hidden_blocks(g.crop_size, g.spacing, loss.mask_ratio, loss.mask_block_voxel) for g in self.geometries
-        ]
+        block = self.plan.loss.mask_block_voxel
+        blocks = [hidden_blocks(g.crop_size, g.spacing, self._mask_ratio, block) for g in self.geometries]
         return [domain for domain, (_, hidden) in enumerate(blocks) if hidden == 0]
 
     def _points(self, views: Views, seed: int) -> Points | None:
@@ -96,4 +97,4 @@ def group_indices(domains: Sequence[DomainPlan]) -> Tensor:
     levels = list(zip(*(d.groups for d in domains), strict=True))
     names = [sorted(set(level)) for level in levels]
     rows = [[known.index(group) for group in level] for level, known in zip(levels, names, strict=True)]
-    return torch.tensor(rows, dtype=torch.int64).reshape(len(levels), len(domains))
+    return torch.tensor(rows)
