@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hssl_nnunet.errors import HSSLError, unknown_name
 from hssl_nnunet.files import read_json
-from hssl_nnunet.remedies import preprocess_command
 from hssl_nnunet.typed_json import parse
 
 
@@ -19,39 +18,6 @@ class Plans:
 
     plans_name: str
     configurations: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class ListedCase:
-    """A case of the key `dataset`, which names files that lie anywhere."""
-
-    images: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetJson:
-    """The part of a preprocessed dataset's dataset.json that we read."""
-
-    file_ending: str
-    labels: dict[str, Any]
-    dataset: dict[str, ListedCase] = field(default_factory=dict)
-
-
-def read_dataset(folder: Path) -> tuple[DatasetJson, dict[str, Any]]:
-    """Read the dataset.json of a preprocessed dataset.
-
-    Args:
-        folder: `nnUNet_preprocessed/<Dataset>`.
-
-    Returns:
-        What we read of it, and all of its content.
-
-    Raises:
-        HSSLError: the file is missing, is not JSON, or lacks what we read.
-    """
-    path, remedy = folder / "dataset.json", f"Run `{preprocess_command(folder.name)}` to write it anew."
-    content: dict[str, Any] = read_json(path, remedy)
-    return parse(DatasetJson, content, path, remedy), content
 
 
 def read_plans(path: str | Path, remedy: str = "") -> dict[str, Any]:

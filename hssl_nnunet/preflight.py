@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,39 @@ class Fold:
 
     train: list[str]
     val: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedCase:
+    """A case of the key `dataset`, which names files that lie anywhere."""
+
+    images: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetJson:
+    """The part of a preprocessed dataset's dataset.json that we read."""
+
+    file_ending: str
+    labels: dict[str, Any]
+    dataset: dict[str, ListedCase] = field(default_factory=dict)
+
+
+def read_dataset(folder: Path) -> tuple[DatasetJson, dict[str, Any]]:
+    """Read the dataset.json of a preprocessed dataset.
+
+    Args:
+        folder: `nnUNet_preprocessed/<Dataset>`.
+
+    Returns:
+        What we read of it, and all of its content.
+
+    Raises:
+        HSSLError: the file is missing, is not JSON, or lacks what we read.
+    """
+    path, remedy = folder / "dataset.json", f"Run `{preprocess_command(folder.name)}` to write it anew."
+    content: dict[str, Any] = read_json(path, remedy)
+    return parse(DatasetJson, content, path, remedy), content
 
 
 def data_folder(folder: Path, plans: dict[str, Any], configuration: str) -> Path:

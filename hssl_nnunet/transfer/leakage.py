@@ -8,9 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, read_cache
-from hssl_nnunet.nnunet_plans import DatasetJson, read_dataset
 from hssl_nnunet.paths import ENV_RAW
-from hssl_nnunet.preflight import read_folds
+from hssl_nnunet.preflight import DatasetJson, read_dataset, read_folds
 from hssl_nnunet.transfer.weights_file import WeightsMetadata
 
 SHOWN = 10  # cases named in a warning

@@ -17,11 +17,11 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import write_json, written_whole
 from hssl_nnunet.networks.projection import Entry
 from hssl_nnunet.networks.topology import Topology
-from hssl_nnunet.nnunet_plans import read_dataset, read_plans
+from hssl_nnunet.nnunet_plans import read_plans
 from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, TargetBlock, finetuning_plan, preset_of_plans
 from hssl_nnunet.plan_values import FinetuningPlan
-from hssl_nnunet.preflight import check_labelled
+from hssl_nnunet.preflight import check_labelled, read_dataset
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, preprocess_command, preset_name, seed_command
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.nnssl_format import CONFIGURATION as OF_NNSSL
@@ -147,13 +147,8 @@ def seed_target(
     """
     tensors, metadata = load_weights(weights)
     target = _read_target(dataset, plans_name)
-    for name in configurations:
-        check_labelled(target.folder, target.plans, name)
     _check_files(configurations, weights, pth, nnssl)
-    source = str(target.plans_file)
-    networks = {name: target_network(target.plans, target.dataset_json, name, source) for name in configurations}
-    for name, (_, topology) in networks.items():
-        _check_family(metadata, topology, target, name, weights)
+    networks = {name: _network(target, name, metadata, weights) for name in configurations}
     sha256, seeded = file_sha256(weights), seeded_plans_file(dataset, plans_name)
     finetuning, replaced = _finetuning(target, seeded, finetuning_overrides, sha256)
     notes = (*leakage_notes(metadata, target.folder.name, target.folder), *replaced)
@@ -247,18 +242,23 @@ def _check_files(asked: Sequence[str], weights: str | Path, pth: str | Path | No
         raise HSSLError(f"nnU-Net reads nnssl's format for {OF_NNSSL} alone, {got}. Add `-c {OF_NNSSL}`.")
 
 
-def _check_family(
-    metadata: WeightsMetadata, topology: Topology, target: _Target, configuration: str, weights: str | Path
-) -> None:
+def _network(
+    target: _Target, configuration: str, metadata: WeightsMetadata, weights: str | Path
+) -> tuple[nn.Module, Topology]:
+    """The network of a configuration that these weights can seed, and its topology."""
+    check_labelled(target.folder, target.plans, configuration)
+    plans_file = str(target.plans_file)
+    network, topology = target_network(target.plans, target.dataset_json, configuration, plans_file)
     if metadata.family != topology.family:
         of_family = "nnUNetResEncUNetLPlans" if metadata.family == "ResidualEncoderUNet" else DEFAULT_PLANS
         theirs = metadata.domains[0].plans_name  # of imported weights no preset's
         plans_name = theirs if preset_name(theirs) else of_family
         raise HSSLError(
-            f"The weights were pretrained with a {metadata.family}, {target.plans_file} plans a {topology.family}. Run "
+            f"The weights were pretrained with a {metadata.family}, {plans_file} plans a {topology.family}. Run "
             f"`{preprocess_command(target.folder.name, plans_name, configuration)}`, then "
             f"`{seed_command(target.folder.name, weights, plans_name, configuration)}`."
         )
+    return network, topology
 
 
 def _finetuning(
