@@ -257,12 +257,9 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything is written.")] = Path("hssl_demo"),
 ) -> None:
     """Run the whole of it on generated phantoms, and show a table and a picture."""
-    from hssl_nnunet.launch import set_environment
-
-    set_environment()
     from hssl_nnunet.demo.run import run_demo
 
-    raise typer.Exit(run_demo(out))
+    run_demo(out)
 
 
 app.add_typer(benchmark_app, name="benchmark")

@@ -6,12 +6,11 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hssl_nnunet.corpus.manifest import MANIFEST, read_manifest
 from hssl_nnunet.device import check_gpus, choose_device, set_threads
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import read_json
 from hssl_nnunet.locks import claimed
 from hssl_nnunet.nnunet_training import mistakes_of_processes_told, trainers_found_at_once
 from hssl_nnunet.paths import (
@@ -23,7 +22,7 @@ from hssl_nnunet.paths import (
     preprocessed_dir,
     results_dir,
 )
-from hssl_nnunet.plan_schema import SEEDED_SUFFIX, corpus_block, target_block
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX, CorpusBlock, TargetBlock, corpus_block, target_block
 from hssl_nnunet.preflight import (
     check_batch,
     check_fold,
@@ -78,14 +77,6 @@ class Training:
     def last_file(self) -> str:
         """What it writes last, below its folder: its weights, or nnU-Net's scores of the validation cases."""
         return WEIGHTS_FILE if self.pretrains else "validation/summary.json"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How the validation cases are predicted at the end: with their probabilities kept, and whether that is all."""
-
-    npz: bool = False
-    alone: bool = False
 
 
 def set_environment() -> None:
@@ -185,7 +176,8 @@ def finetune(
         device_name=device,
         continue_training=continue_training,
         num_gpus=num_gpus,
-        validation=Validation(npz=npz, alone=only_validate),
+        npz=npz,
+        only_validate=only_validate,
     )
 
 
@@ -195,7 +187,8 @@ def train(
     device_name: str | None = None,
     continue_training: bool = False,
     num_gpus: int = 1,
-    validation: Validation = Validation(),  # noqa: B008  frozen
+    npz: bool = False,
+    only_validate: bool = False,
 ) -> Path:
     """Train with any of our trainers, as `nnUNetv2_train` does.
 
@@ -207,11 +200,11 @@ def train(
             continued, finished or not, stands on other images or weights than the plans name now.
     """
     set_environment()
-    num_epochs = _checked(training)
+    block = _checked(training)
     device = choose_device(device_name)
-    _check_processes(training, device, num_gpus)
+    _check_processes(training, block, device, num_gpus)
     folder = training.folder
-    if validation.alone:
+    if only_validate:
         refuse_unfinished(folder)
     if training.pretrains and num_gpus > 1:  # nnU-Net's own processes wait ten minutes for a probe, no longer
         resume = ["--c"] if continue_training else []
@@ -220,20 +213,25 @@ def train(
         return folder
     set_threads(device)
     with joined(device) as rank:
-        if continue_training and not validation.alone and _is_finished(training, num_epochs):
+        if continue_training and not only_validate and _is_finished(training, block):
             if rank == 0:
-                print(f"{folder} is already finished (`num_epochs` is {num_epochs}): nothing is left to train.")
+                print(f"{folder} is already finished (`num_epochs` is {_epochs(block)}): nothing is left to train.")
             return folder
         with claimed(folder) if rank == 0 else nullcontext(), resumable(folder):
-            if not (validation.alone or continue_training):
+            if not (only_validate or continue_training):
                 refuse_to_overwrite(folder, training.plans, training.last_file)
-            _run(training, device, continue_training, num_gpus, validation)
+            _run(
+                training,
+                device=device,
+                num_gpus=num_gpus,
+                continue_training=continue_training and not only_validate,
+                export_validation_probabilities=npz,
+                only_run_validation=only_validate,
+            )
     return folder
 
 
-def _run(
-    training: Training, device: torch.device, continue_training: bool, num_gpus: int, validation: Validation
-) -> None:
+def _run(training: Training, **arguments: Any) -> None:
     from nnunetv2.run.run_training import run_training
 
     with trainers_found_at_once(), mistakes_of_processes_told():
@@ -243,65 +241,57 @@ def _run(
             training.fold,
             trainer_class_name=training.trainer,
             plans_identifier=training.plans_name,
-            num_gpus=num_gpus,
-            export_validation_probabilities=validation.npz,
-            continue_training=continue_training and not validation.alone,
-            only_run_validation=validation.alone,
-            device=device,
+            **arguments,
         )
 
 
-def _checked(training: Training) -> int:
-    """Epochs of the plans, when all is there that a training on them needs."""
+def _checked(training: Training) -> CorpusBlock | TargetBlock:
+    """The `hssl` block of the plans, when all is there that a training on them needs."""
     dataset, plans_name, configuration = training.dataset, training.plans_name, training.configuration
     path = training.plans
     if training.pretrains:
         block = corpus_block(read_corpus_plans(dataset, plans_name, configuration), path)
         check_weights_file(block.weights, path, seed_command(dataset, None, plans_name))
-        return block.pretraining.num_epochs
+        return block
     plans = read_target_plans(dataset, plans_name, configuration)
     check_fold(data_folder(path.parent, plans, configuration), training.fold)
     seeded = path.with_stem(plans_name + SEEDED_SUFFIX)
     if "hssl" not in plans and seeded.is_file():
         raise HSSLError(f"{path} are the plans that {seeded.name} was seeded from. Add `-p {seeded.stem}`.")
-    return target_block(plans, path).finetuning.num_epochs
+    return target_block(plans, path)
 
 
-def _is_finished(training: Training, num_epochs: int) -> bool:
+def _epochs(block: CorpusBlock | TargetBlock) -> int:
+    return (block.pretraining if isinstance(block, CorpusBlock) else block.finetuning).num_epochs
+
+
+def _is_finished(training: Training, block: CorpusBlock | TargetBlock) -> bool:
     """Whether nothing is left to train; one of other images or weights is not what the user asks for."""
     checkpoint = final_checkpoint(training.folder, training.last_file)
-    if checkpoint is None or checkpoint["current_epoch"] < num_epochs:
+    if checkpoint is None or checkpoint["current_epoch"] < _epochs(block):
         return False
     from hssl_nnunet.training.resume import check_images, check_weights
 
-    path, plans = str(training.folder / FINAL_CHECKPOINT), training.plans
+    path = str(training.folder / FINAL_CHECKPOINT)
     if training.pretrains:
-        check_images(checkpoint, path, read_manifest(plans.parent / MANIFEST))
+        check_images(checkpoint, path, read_manifest(training.plans.parent / MANIFEST))
     if training.trainer in (PRETRAIN_TRAINER, FINETUNE_TRAINER):
-        block = (corpus_block if training.pretrains else target_block)(read_json(plans), plans)
         named = training.plans_name, training.configuration
         check_weights(checkpoint, path, block, lambda file: seed_command(training.dataset, file, *named))
     return True
 
 
-def _check_processes(training: Training, device: torch.device, num_gpus: int) -> None:
+def _check_processes(training: Training, block: CorpusBlock | TargetBlock, device: torch.device, num_gpus: int) -> None:
     """Refuse GPUs or processes that are not there, or that the training has no share for."""
     check_gpus(device, num_gpus)
-    if under_torchrun():
-        _check_torchrun(training, num_gpus)
-    if training.pretrains:
-        processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else num_gpus
-        if processes > 1:
-            block = corpus_block(read_json(training.plans), training.plans)
-            check_shares(block.pretraining.chunks_per_step, processes, training.plans)
-    elif num_gpus > 1:
-        check_batch(training.plans, training.configuration, num_gpus)
-
-
-def _check_torchrun(training: Training, num_gpus: int) -> None:
-    if not training.pretrains:
+    if under_torchrun() and not training.pretrains:
         raise HSSLError(
             "torchrun starts `hssl pretrain` alone; several GPUs fine-tune with `hssl finetune -num_gpus N`."
         )
-    if num_gpus != 1:
+    if under_torchrun() and num_gpus != 1:
         raise HSSLError(f"-num_gpus {num_gpus} under torchrun: its --nproc_per_node says how many processes there are.")
+    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else num_gpus
+    if processes > 1 and isinstance(block, CorpusBlock):
+        check_shares(block.pretraining.chunks_per_step, processes, training.plans)
+    elif processes > 1:
+        check_batch(training.plans, training.configuration, processes)

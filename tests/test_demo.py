@@ -25,7 +25,7 @@ SHRUNKEN = """
 import sys
 from hssl_nnunet.demo.run import run_demo
 steps = dict(num_epochs=2, num_iterations_per_epoch=1, num_val_iterations_per_epoch=1, warmup_epochs=0)
-sys.exit(run_demo(sys.argv[1], dict(steps, images_per_chunk=1, probe_every=2), steps))
+run_demo(sys.argv[1], dict(steps, images_per_chunk=1, probe_every=2), steps)
 """
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,30 +17,34 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, write_msd, write_unlabelled
+from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, Domain, write_msd, write_unlabelled
 from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json, write_json
-from hssl_nnunet.launch import (
-    FINETUNE_TRAINER,
-    PRETRAIN_TRAINER,
-    SCRATCH_TRAINER,
-    finetune,
-    pretrain,
-    set_environment,
-)
-from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, WEIGHTS_FILE, model_folder
-from hssl_nnunet.plan_schema import SEEDED_SUFFIX, load_preset
+from hssl_nnunet.launch import FINETUNE_TRAINER, PRETRAIN_TRAINER, SCRATCH_TRAINER, Training, set_environment, train
+from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, FINAL_CHECKPOINT, WEIGHTS_FILE
+from hssl_nnunet.plan_schema import SEEDED_SUFFIX
 from hssl_nnunet.typed_json import parse
 
 if TYPE_CHECKING:
     import torch
 
-PRESET, CONFIGURATION, FOLD = "demo", "3d_fullres", 0
+PRESET, PLANS, CONFIGURATION = "demo", "nnUNetDemoPlans", "3d_fullres"
 CORPUS_ID, CORPUS_NAME = 900, "Phantoms"
 FEW = 3  # labelled cases that the target is trained with
 VALIDATION = 2
-ARMS = {"scratch": SCRATCH_TRAINER, "seeded": FINETUNE_TRAINER}
+PRETRAINING = Training(
+    dataset=f"Dataset{CORPUS_ID}_{CORPUS_NAME}",
+    configuration=CONFIGURATION,
+    fold="all",
+    trainer=PRETRAIN_TRAINER,
+    plans_name=PLANS,
+)
+ARMS = {
+    arm: replace(PRETRAINING, dataset=TARGET.dataset_name, fold="0", trainer=trainer, plans_name=PLANS + SEEDED_SUFFIX)
+    for arm, trainer in (("scratch", SCRATCH_TRAINER), ("seeded", FINETUNE_TRAINER))
+}
+FOLDERS = (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS)
 JOURNAL = "demo.json"
 
 
@@ -94,11 +98,6 @@ class Demo:
     finetuning: Mapping[str, Any]
 
     @property
-    def plans_name(self) -> str:
-        """Plans of the preset."""
-        return load_preset(PRESET).plans_name
-
-    @property
     def truth(self) -> Path:
         """Masks of the target's test cases."""
         return self.out / "truth"
@@ -113,28 +112,11 @@ class Demo:
         """Groups of the domains."""
         return self.out / "hierarchy.json"
 
-    @property
-    def pretraining_folder(self) -> Path:
-        """Results of the pretraining."""
-        corpus = f"Dataset{CORPUS_ID}_{CORPUS_NAME}"
-        model = model_folder(self.out / ENV_RESULTS, corpus, PRETRAIN_TRAINER, self.plans_name, CONFIGURATION)
-        return model / "fold_all"
-
-    @property
-    def weights(self) -> Path:
-        """The pretrained weights."""
-        return self.pretraining_folder / WEIGHTS_FILE
-
-    def msd(self, number: int, name: str) -> Path:
+    def msd(self, domain: Domain) -> Path:
         """A domain as an MSD folder."""
-        return self.out / "msd" / f"Task{number:02d}_{name}"
+        return self.out / "msd" / f"Task{domain.number:02d}_{domain.name}"
 
-    def training_folder(self, arm: str) -> Path:
-        """Results of a fine-tuning."""
-        results, plans_name = self.out / ENV_RESULTS, self.plans_name + SEEDED_SUFFIX
-        return model_folder(results, TARGET.dataset_name, ARMS[arm], plans_name, CONFIGURATION) / f"fold_{FOLD}"
-
-    def export_folder(self, arm: str) -> Path:
+    def model(self, arm: str) -> Path:
         """A fine-tuned model for stock nnU-Net."""
         return self.out / "models" / arm
 
@@ -147,7 +129,7 @@ def run_demo(
     out: str | Path,
     pretraining_overrides: Mapping[str, Any] | None = None,
     finetuning_overrides: Mapping[str, Any] | None = None,
-) -> int:
+) -> None:
     """Run the demo in a folder of its own; stages that an earlier run has finished are not repeated.
 
     Args:
@@ -155,18 +137,15 @@ def run_demo(
         pretraining_overrides: values of `PretrainingPlan` that differ from the preset's.
         finetuning_overrides: values of `FinetuningPlan` that differ from the preset's.
 
-    Returns:
-        0.
-
     Raises:
         HSSLError: `out` holds something else than a demo, or a stage cannot write.
     """
     demo = Demo(Path(out).resolve(), pretraining_overrides or {}, finetuning_overrides or {})
     journal = _open_journal(demo.out)
     start = time.monotonic()
-    os.environ.update({variable: str(demo.out / variable) for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS)})
+    os.environ.update({variable: str(demo.out / variable) for variable in FOLDERS})
     set_environment()
-    for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS):
+    for variable in FOLDERS:
         journal.console.print(f"[cyan]export {variable}={escape(str(demo.out / variable))}[/]", soft_wrap=True)
     journal.console.print(f"nnU-Net's own output: tail -f {escape(str(journal.log))}", soft_wrap=True)
     _prepare(demo, journal)
@@ -174,7 +153,6 @@ def run_demo(
     for arm in ARMS:
         _train_and_predict(demo, journal, arm)
     _show_results(demo, journal, time.monotonic() - start)
-    return 0
 
 
 def _open_journal(out: Path) -> Journal:
@@ -200,24 +178,23 @@ def _prepare(demo: Demo, journal: Journal) -> None:
     journal.run("phantoms", f"# phantoms of {len(DOMAINS)} domains, four as MSD tasks", partial(_phantoms, demo))
     for domain in DOMAINS:
         if domain.labels:
-            source = demo.msd(domain.number, domain.name)
-            convert = partial(convert_msd, source, overwrite=True)
-            journal.run(f"convert {domain.name}", _command("hssl convert_msd -i", source), convert)
+            convert = partial(convert_msd, demo.msd(domain), overwrite=True)
+            journal.run(f"convert {domain.name}", _command("hssl convert_msd -i", demo.msd(domain)), convert)
     preprocess = partial(plan_and_preprocess, [d.number for d in DOMAINS], (CONFIGURATION,), PRESET)
     journal.run("preprocess", f"hssl plan_and_preprocess -d {numbers} --preset {PRESET}", preprocess)
     note = f"# {FEW} training cases into splits_final.json; those that test them into {demo.exclusions.name}"
     journal.run("choices", f"{note}; groups into {demo.hierarchy.name}", partial(_choices, demo))
-    command = f"hssl corpus -d {numbers} -o {CORPUS_ID} -n {CORPUS_NAME} -p {demo.plans_name}"
+    command = f"hssl corpus -d {numbers} -o {CORPUS_ID} -n {CORPUS_NAME} -p {PLANS}"
     command = _command(command, "--hierarchy", demo.hierarchy, "--exclude", demo.exclusions)
     journal.run("corpus", command, partial(_corpus, demo, journal.console))
 
 
 def _phantoms(demo: Demo) -> None:
-    for folder in ("msd", "truth"):
-        shutil.rmtree(demo.out / folder, ignore_errors=True)
+    for folder in (demo.out / "msd", demo.truth):
+        shutil.rmtree(folder, ignore_errors=True)
     for domain in DOMAINS:
         if domain.labels:
-            write_msd(domain, demo.msd(domain.number, domain.name), demo.truth)
+            write_msd(domain, demo.msd(domain), demo.truth)
         else:
             write_unlabelled(domain, demo.out / ENV_RAW / domain.dataset_name)
 
@@ -239,7 +216,7 @@ def _corpus(demo: Demo, console: Console) -> None:
         [d.number for d in DOMAINS],
         CORPUS_ID,
         CORPUS_NAME,
-        plans_name=demo.plans_name,
+        plans_name=PLANS,
         configuration=CONFIGURATION,
         hierarchy_file=demo.hierarchy,
         exclude_file=demo.exclusions,
@@ -253,58 +230,44 @@ def _corpus(demo: Demo, console: Console) -> None:
 
 def _pretrain(demo: Demo, journal: Journal) -> None:
     """Pretraining, and its weights in the target's plans."""
-    resumed = _is_interrupted(journal, "pretrain", demo.pretraining_folder)
-    action = partial(pretrain, CORPUS_ID, CONFIGURATION, continue_training=resumed)
-    journal.run("pretrain", f"hssl pretrain {CORPUS_ID}{' --c' * resumed}", action)
-    command = _command(f"hssl seed -d {TARGET.number} -p {demo.plans_name} -w", demo.weights)
+    _train(journal, "pretrain", f"hssl pretrain {CORPUS_ID}", PRETRAINING)
+    command = _command(f"hssl seed -d {TARGET.number} -p {PLANS} -w", PRETRAINING.folder / WEIGHTS_FILE)
     journal.run("seed", command, partial(_seed, demo, journal.console))
 
 
-def _is_interrupted(journal: Journal, stage: str, folder: Path) -> bool:
-    return stage not in journal.seconds and any(folder.glob("checkpoint_*.pth"))
+def _train(journal: Journal, stage: str, command: str, training: Training) -> None:
+    """Train, from the last checkpoint where an earlier run was interrupted."""
+    resumed = stage not in journal.seconds and any(training.folder.glob("checkpoint_*.pth"))
+    journal.run(stage, f"{command}{' --c' * resumed}", partial(train, training, continue_training=resumed))
 
 
 def _seed(demo: Demo, console: Console) -> None:
     from hssl_nnunet.transfer.report import render
     from hssl_nnunet.transfer.seeding import seed_target
 
-    reports = seed_target(
-        TARGET.number, demo.weights, demo.plans_name, (CONFIGURATION,), finetuning_overrides=demo.finetuning
-    )
-    for report in reports.values():
+    weights = PRETRAINING.folder / WEIGHTS_FILE
+    for report in seed_target(TARGET.number, weights, PLANS, finetuning_overrides=demo.finetuning).values():
         console.print(render(report))
 
 
 def _train_and_predict(demo: Demo, journal: Journal, arm: str) -> None:
     """One arm: fine-tuning, export, prediction of the test cases by stock nnU-Net."""
-    stage, scratch = f"finetune {arm}", arm == "scratch"
-    resumed = _is_interrupted(journal, stage, demo.training_folder(arm))
-    command = f"hssl finetune {TARGET.number} {CONFIGURATION} {FOLD}{' --scratch' * scratch}{' --c' * resumed}"
-    train = partial(finetune, TARGET.number, CONFIGURATION, FOLD, scratch=scratch, continue_training=resumed)
-    journal.run(stage, command, train)
-    command = _command(f"hssl export -d {TARGET.number} -tr {ARMS[arm]} -o", demo.export_folder(arm))
-    journal.run(f"export {arm}", command, partial(_export, demo, arm))
-    images = demo.out / ENV_RAW / TARGET.dataset_name / "imagesTs"
-    model, output, device = _model(demo, arm), demo.predictions(arm), choose_device(None)
-    command = _command(
-        "nnUNetv2_predict_from_modelfolder -i", images, "-o", output, "-m", model, "-device", device.type
-    )
-    journal.run(f"predict {arm}", command, partial(_predict, images, output, model, device))
+    training, model, output = ARMS[arm], demo.model(arm), demo.predictions(arm)
+    command = f"hssl finetune {TARGET.number} {CONFIGURATION} {training.fold}{' --scratch' * (arm == 'scratch')}"
+    _train(journal, f"finetune {arm}", command, training)
+    command = _command(f"hssl export -d {TARGET.number} -tr {training.trainer} -o", model)
+    journal.run(f"export {arm}", command, partial(_export, training, model))
+    (exported,) = model.glob("Dataset*/*")
+    images, device = demo.out / ENV_RAW / TARGET.dataset_name / "imagesTs", choose_device(None)
+    command = _command("nnUNetv2_predict_from_modelfolder -i", images, "-o", output, "-m", exported, "-device")
+    journal.run(f"predict {arm}", f"{command} {device}", partial(_predict, images, output, exported, device))
 
 
-def _export(demo: Demo, arm: str) -> None:
+def _export(training: Training, output: Path) -> None:
     from hssl_nnunet.transfer.export import export_model
 
-    shutil.rmtree(demo.export_folder(arm), ignore_errors=True)
-    plans_name = demo.plans_name + SEEDED_SUFFIX
-    export_model(TARGET.number, CONFIGURATION, plans_name, ARMS[arm], None, demo.export_folder(arm))
-
-
-def _model(demo: Demo, arm: str) -> Path:
-    from hssl_nnunet.transfer.export import STOCK_TRAINER, exported_plans_name
-
-    plans_name = exported_plans_name(demo.plans_name + SEEDED_SUFFIX, ARMS[arm])
-    return model_folder(demo.export_folder(arm), TARGET.dataset_name, STOCK_TRAINER, plans_name, CONFIGURATION)
+    shutil.rmtree(output, ignore_errors=True)
+    export_model(training.dataset, CONFIGURATION, training.plans_name, training.trainer, None, output)
 
 
 def _predict(images: Path, output: Path, model: Path, device: torch.device) -> None:
@@ -332,8 +295,8 @@ def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
     write_json(demo.out / "dice.json", scores)
     draw_demo(
         demo.out / "demo.png",
-        pretraining=demo.pretraining_folder,
-        validation={arm: _validation_curve(demo.training_folder(arm)) for arm in ARMS},
+        pretraining=PRETRAINING.folder,
+        validation={arm: _validation_curve(training.folder) for arm, training in ARMS.items()},
         truth=demo.truth,
         predictions={arm: demo.predictions(arm) for arm in ARMS},
         scores=scores,
@@ -348,8 +311,8 @@ def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
     console.print(f"\nFinished in {seconds / 60:.1f} min. Look at")
     for path, what in (
         (demo.out / "demo.png", "the picture of this run"),
-        (demo.pretraining_folder, "curves, embeddings, reconstructions, weights"),
-        (demo.weights, "`hssl inspect` shows what it holds"),
+        (PRETRAINING.folder, "curves, embeddings, reconstructions, weights"),
+        (PRETRAINING.folder / WEIGHTS_FILE, "`hssl inspect` shows what it holds"),
         (demo.out / "models", "models that stock nnU-Net predicts with"),
     ):
         console.print(f"  {path}  {what}", soft_wrap=True, markup=False)
@@ -359,7 +322,7 @@ def _show_results(demo: Demo, journal: Journal, seconds: float) -> None:
 def _validation_curve(folder: Path) -> list[float]:
     from hssl_nnunet.transfer.checkpoints import load_checkpoint
 
-    return [float(dice) for dice in load_checkpoint(folder / "checkpoint_final.pth")["logging"]["mean_fg_dice"]]
+    return [float(dice) for dice in load_checkpoint(folder / FINAL_CHECKPOINT)["logging"]["mean_fg_dice"]]
 
 
 NEXT = """
