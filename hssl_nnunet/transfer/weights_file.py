@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -79,7 +80,7 @@ class WeightsMetadata:
     format_version: Literal[1] = 1
     family: str
     dim: int
-    domains: tuple[DomainPlan, ...]
+    domains: Annotated[tuple[DomainPlan, ...], Field(min_length=1)]
     pretraining: PretrainingPlan | None
     images: tuple[SeenImage, ...] | None
     curves: dict[str, list[float]]

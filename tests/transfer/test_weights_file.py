@@ -149,6 +149,10 @@ def unknown_key(path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path, metadata={"hssl": json.dumps({"format_version": 1, "news": []})})
 
 
+def without_domains(path: Path) -> None:
+    save_weights(path, {"x": torch.zeros(1)}, {}, tiny.metadata(domains=()))
+
+
 def broken_header(path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path, metadata={"hssl": "{"})
 
@@ -168,6 +172,7 @@ def broken_header(path: Path) -> None:
         (foreign, "without an `hssl` header.*hssl pretrain"),
         (newer, "format version 2.*`git pull && pip install -e .`"),
         (unknown_key, "(?s)not a valid WeightsMetadata.*news.*newer hssl_nnunet.*`git pull && pip install -e .`"),
+        (without_domains, "(?s)not a valid WeightsMetadata.*domains: .*at least 1 item"),
         (broken_header, "not valid JSON.*hssl pretrain"),
     ],
 )
