@@ -71,9 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for case in cases:
             if case != worst:
                 sitk.WriteImage(mask, str(predictions / f"{case}.nii.gz"))
-    drawn = path / "nnUNet_results" / "Dataset900_Benchmark_hssl" / "T__P__3d_fullres" / "fold_all" / "embeddings.png"
-    drawn.parent.mkdir(parents=True)
-    drawn.write_bytes(draw_slice(plain_slice(), prediction=1))
+    (path / "embeddings.png").write_bytes(draw_slice(plain_slice(), prediction=1))
     return path
 
 

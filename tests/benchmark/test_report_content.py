@@ -148,12 +148,13 @@ def test_what_the_runner_leaves_is_found(tmp_path: Path) -> None:
         for i, status in enumerate(statuses)
     )
     fold = Workspace(tmp_path).training(plan, target, "hssl", 0) / "fold_0"
-    drawn = tmp_path / "nnUNet_results" / "Dataset900_Benchmark_hssl" / "T__nnUNetPlans__3d_fullres" / "fold_all"
+    other = tmp_path / "nnUNet_results" / "Dataset900_Benchmark_other" / "T__nnUNetPlans__3d_fullres" / "fold_all"
     fold.mkdir(parents=True)
-    drawn.mkdir(parents=True)
+    other.mkdir(parents=True)  # of an arm that the page does not have
     report = TransferReport(dataset=target, configuration="3d_fullres", entries=entries)
     (fold / "transfer.json").write_text(json.dumps(report.to_json()))
-    (drawn / "embeddings.png").write_bytes(draw_slice(plain_slice(), prediction=1))
+    for folder in (tmp_path, other):
+        (folder / "embeddings.png").write_bytes(draw_slice(plain_slice(), prediction=1))
 
     content = read_content(tmp_path)
     assert content.plan == plan

@@ -21,6 +21,7 @@ from hssl_nnunet.benchmark.report.content import not_run, read_content
 from hssl_nnunet.benchmark.report.drawing import arm_styles
 from hssl_nnunet.benchmark.report.labels import against_most
 from hssl_nnunet.benchmark.report.numbers import numbers
+from hssl_nnunet.benchmark.report.page import render
 from hssl_nnunet.benchmark.report.panels import all_panels
 from hssl_nnunet.benchmark.report.rivals import rivals
 from hssl_nnunet.benchmark.report.surfaces import surfaces
@@ -139,6 +140,18 @@ def test_the_table_of_results_shows_the_statistics(folder: Path, page: Page) -> 
     assert len(compared) == 23  # of 24, hssl and scratch share no seed on the second dataset at 20 %
 
 
+def test_a_baseline_that_was_not_run_has_no_columns(folder: Path, page: Page) -> None:
+    content = read_content(folder)
+    left = replace(content, records=[r for r in content.records if r.arm != "vanilla"])
+    shown = Page(render(left))
+    assert len(shown.grouped("Results of every arm")[heading(DATASETS[0], "5%"), "hssl"]) == 2 + 4
+    assert len(page.grouped("Results of every arm")[heading(DATASETS[0], "5%"), "hssl"]) == 2 + 4 * 2
+    every = shown.grouped("Results averaged over datasets")
+    assert {len(cells) for (_, arm), cells in every.items() if arm == "hssl"} == {1 + 4}
+    alone = replace(content, records=[r for r in content.records if r.arm == "hssl"])
+    assert alone.baselines == list(st.BASELINES)
+
+
 def test_the_pooled_table_and_the_epochs_show_the_statistics(folder: Path, page: Page) -> None:
     records = read_records(folder)
     rows, ranks = page.grouped("Results averaged over datasets"), st.mean_ranks(records)
@@ -155,7 +168,7 @@ def test_the_pooled_table_and_the_epochs_show_the_statistics(folder: Path, page:
         ]  # fmt: skip
     titles = {"5%": "5% ranks over 2 datasets, 3 seeds", "20%": "20% ranks over 1 dataset, 3 seeds"}
     for budget, ranking in ranks.items():
-        assert all(rows[titles[budget], arm][0] == number(rank) for arm, rank in ranking.ranks.items())
+        assert all(rows[titles[budget], arm][0] == number(rank, ".2f") for arm, rank in ranking.ranks.items())
         assert f"{len(ranking.datasets)} dataset" in titles[budget]
     reached = page.grouped("Epochs to reach the final Dice of vanilla")
     assert len(reached) == 1 + len(DATASETS) * len(BUDGETS)

@@ -16,6 +16,7 @@ from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
 from hssl_nnunet.benchmark.leakage import read_findings, refused_arms
 from hssl_nnunet.benchmark.plan import CASES_FILE, BenchmarkPlan
 from hssl_nnunet.benchmark.records import Run, RunRecord, read_records
+from hssl_nnunet.benchmark.statistics import BASELINES
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import read_json
@@ -90,6 +91,11 @@ class Content:
     def arms(self) -> list[str]:
         """Arms with a record, in the order asked for."""
         return _in_order(self.plan.arms, (r.arm for r in self.records))
+
+    @property
+    def baselines(self) -> list[str]:
+        """Baselines that there is a record of; all of them where there is none."""
+        return [baseline for baseline in BASELINES if baseline in self.arms] or list(BASELINES)
 
     def budgets(self, dataset_name: str | None = None) -> list[str]:
         """Label budgets with a record, of one dataset or of all, the fewest labelled cases first."""

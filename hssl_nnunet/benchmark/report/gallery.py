@@ -109,18 +109,14 @@ def _paths(folder: Path, files: CaseFiles, case: str, *records: RunRecord) -> tu
 
 
 def embeddings(content: Content) -> list[Picture]:
-    """The embedding that each pretraining has drawn, the method's first."""
-    # the corpus of an arm is named DatasetNNN_Benchmark_<arm>, with the target's name where it has one each
-    drawn = sorted(content.folder.glob("nnUNet_results/Dataset*_Benchmark_*/*/fold_all/embeddings.png"))
-    names = {path.parts[-4].partition("_Benchmark_")[2]: path for path in drawn}
-    return [
-        Picture(
-            uri=data_uri(path.read_bytes()),
-            alt=f"Embedding of images in a plane ({name}): one point an image, coloured by domain and by group",
-            title=name,
-        )
-        for name, path in sorted(names.items(), key=lambda item: item[0] != METHOD)
-    ]
+    """The embedding that each pretraining has drawn beside its weights, the method's first."""
+    pictures = []
+    for name, pretraining in sorted(content.pretraining.items(), key=lambda item: item[0] != METHOD):
+        path = (content.folder / pretraining.weights).with_name("embeddings.png")
+        if pretraining.weights and path.is_file():
+            alt = f"Embedding of images in a plane ({name}): one point an image, coloured by domain and by group"
+            pictures.append(Picture(uri=data_uri(path.read_bytes()), alt=alt, title=name))
+    return pictures
 
 
 def data_uri(png: bytes) -> str:

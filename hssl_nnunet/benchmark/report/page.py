@@ -86,7 +86,7 @@ def _values(content: Content) -> dict[str, Any]:
         "plan": content.plan,
         "styles": styles,
         "method": wording.METHOD,
-        "baselines": st.BASELINES,
+        "baselines": content.baselines,
         "margin": st.MARGIN,
         "version": hssl_nnunet.__version__,
         "answers": wording.answers(overall, comparisons, content.budgets(), training.headline(content)),

@@ -42,7 +42,7 @@ class Row:
         arm: its name.
         score: Dice with its spread between seeds, or the mean rank where datasets are pooled.
         seeds: number of its own seeds; empty where datasets are pooled.
-        differences: one for each baseline; None where there is no comparison.
+        differences: one for each of the page's baselines; None where there is no comparison.
     """
 
     arm: str
@@ -75,7 +75,7 @@ def results(content: Content, comparisons: Sequence[st.Comparison]) -> list[Grou
         rows = []
         for arm in content.arms:
             if spread := spreads.get((dataset_name, budget, arm)):
-                found = [compared.get((dataset_name, budget, arm, baseline)) for baseline in st.BASELINES]
+                found = [compared.get((dataset_name, budget, arm, baseline)) for baseline in content.baselines]
                 rows.append(_row(spread, found))
         note = _basis(content.at(dataset_name, budget))
         groups.append(Group(title=f"{dataset_name}, {budget}", note=note, rows=rows))
@@ -123,10 +123,10 @@ def pooled(content: Content, overall: Sequence[st.Overall], comparisons: Sequenc
     for budget in content.budgets():
         rows, ranking = [], rankings.get(budget)
         for arm in content.arms:
-            found = [by_key.get((budget, arm, baseline)) for baseline in st.BASELINES]
+            found = [by_key.get((budget, arm, baseline)) for baseline in content.baselines]
             rank = ranking.ranks.get(arm) if ranking else None
             if any(found) or rank is not None:
-                score = wording.NOTHING if rank is None else f"{rank:.1f}"
+                score = wording.NOTHING if rank is None else f"{rank:.2f}"
                 differences = [_pooled_difference(o, verdicts) if o else None for o in found]
                 rows.append(Row(arm=arm, score=score, differences=differences))
         if rows:
