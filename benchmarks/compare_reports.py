@@ -1,6 +1,7 @@
 """Arms of two benchmarks side by side, on the test patients and seeds that they share: from their `report.json` alone.
 
     python benchmarks/compare_reports.py NEW.json:hssl:10% OLD.json:scratch:100% [--out FILE]
+    python benchmarks/compare_reports.py OLD.json,NEW.json:hssl:5% OLD.json:scratch:5%  # runs of both files
 
 A report compares what lies in its own folder. Runs made elsewhere, on another machine or by another version, are set
 beside it here, by the same statistics: difference in Dice points, the first minus the second, with its 95 % interval
@@ -26,20 +27,23 @@ from hssl_nnunet.files import read_json, write_json
 class Side(NamedTuple):
     """One of the two: a report, and an arm and a budget of it."""
 
-    report: Path
+    reports: tuple[Path, ...]
     arm: str
     budget: str
 
     @classmethod
     def from_text(cls, text: str) -> Side:
-        """`FILE:ARM:BUDGET`."""
-        file, arm, budget = text.rsplit(":", 2)
-        return cls(Path(file), arm, budget)
+        """`FILE,FILE:ARM:BUDGET`."""
+        files, arm, budget = text.rsplit(":", 2)
+        return cls(tuple(map(Path, files.split(","))), arm, budget)
+
+    def __str__(self) -> str:
+        return f"{','.join(map(str, self.reports))}:{self.arm}:{self.budget}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sides", nargs=2, type=Side.from_text, metavar="FILE:ARM:BUDGET")
+    parser.add_argument("sides", nargs=2, type=Side.from_text, metavar="FILE[,FILE]:ARM:BUDGET")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compare_reports.json"))
     args = parser.parse_args()
     result = {"command": f"python {shlex.join(sys.argv)}", **compared(*args.sides)}
@@ -49,7 +53,7 @@ def main() -> None:
 
 
 def compared(first: Side, second: Side) -> dict[str, Any]:
-    """Each target that both have with the same test patients, and the mean over targets.
+    """Each target that both have with the same test patients, and the mean over targets, under `targets`.
 
     Raises:
         SystemExit: no target is shared, or its test patients are others.
@@ -68,15 +72,22 @@ def compared(first: Side, second: Side) -> dict[str, Any]:
         raise SystemExit(f"{first} and {second} share no target and seed.")
     if len(tables) > 1:
         targets["mean"] = _difference(tables)
-    return {"first": list(map(str, first)), "second": list(map(str, second)), "targets": targets}
+    return {"targets": targets}
 
 
 def runs_of(side: Side) -> dict[str, dict[int, dict[str, Any]]]:
-    """Target -> seed -> run."""
+    """Target -> seed -> run.
+
+    Raises:
+        SystemExit: two files have the same run.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for run in read_json(side.report)["runs"]:
+    for run in (run for report in side.reports for run in read_json(report)["runs"]):
         if (run["arm"], run["budget"]) == (side.arm, side.budget):
-            found.setdefault(run["dataset_name"], {})[run["seed"]] = run
+            of_seed = found.setdefault(run["dataset_name"], {})
+            if run["seed"] in of_seed:
+                raise SystemExit(f"{side}: {run['dataset_name']}, seed {run['seed']}, is in more than one file.")
+            of_seed[run["seed"]] = run
     return found
 
 

@@ -103,7 +103,7 @@ def test_two_of_one_name_are_refused(script: Callable[[str], ModuleType]) -> Non
 
 def test_arms_of_two_reports_differ_as_within_one(script: Callable[[str], ModuleType]) -> None:
     module, report = script("compare_reports"), SCRIPTS / "results" / "benchmark_cpu_voxel.json"
-    found = module.compared(module.Side(report, "hssl", "5%"), module.Side(report, "scratch", "5%"))["targets"]
+    found = module.compared(*(module.Side((report,), arm, "5%") for arm in ("hssl", "scratch")))["targets"]
     own = read_json(report)
     compared = {c["dataset_name"]: c for c in own["comparisons"] if (c["arm"], c["baseline"]) == ("hssl", "scratch")}
     (compared["mean"],) = [c for c in own["overall"] if (c["arm"], c["baseline"]) == ("hssl", "scratch")]
@@ -111,6 +111,19 @@ def test_arms_of_two_reports_differ_as_within_one(script: Callable[[str], Module
     for name, difference in found.items():
         for key in ("difference", "low", "high"):  # Dice by patient is rounded there
             assert difference[key] == pytest.approx(compared[name][key], abs=0.05), (name, key)
+
+
+def test_a_side_may_be_of_several_files(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    module, report = script("compare_reports"), SCRIPTS / "results" / "benchmark_cpu_voxel.json"
+    names = sorted({run["dataset_name"] for run in read_json(report)["runs"]})
+    for half, chosen in (("a", names[:1]), ("b", names[1:])):
+        runs = [run for run in read_json(report)["runs"] if run["dataset_name"] in chosen]
+        write_json(tmp_path / f"{half}.json", {"runs": runs})
+    other = module.Side.from_text(f"{report}:scratch:5%")
+    parted = module.Side.from_text(f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}:hssl:5%")
+    assert module.compared(parted, other) == module.compared(module.Side.from_text(f"{report}:hssl:5%"), other)
+    with pytest.raises(SystemExit, match="is in more than one file"):
+        module.compared(module.Side.from_text(f"{report},{report}:hssl:5%"), other)
 
 
 def test_runs_tested_on_different_patients_are_not_compared(
