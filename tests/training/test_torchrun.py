@@ -279,11 +279,15 @@ def test_ranks_that_do_not_find_the_same_checkpoint_are_refused(
 
 def test_torchrun_starts_pretraining_alone(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv(ranks.VARIABLE, "run")
+    monkeypatch.setattr(launch, "check_gpus", lambda *args: None)
     named = {"dataset": tiny_corpus.CORPUS, "configuration": "3d_fullres", "fold": "all", "plans_name": "any"}
-    with pytest.raises(HSSLError, match="-num_gpus 2 under torchrun.*nproc_per_node"):
-        launch._check_torchrun(launch.Training(trainer=launch.PRETRAIN_TRAINER, **named), 2)
-    with pytest.raises(HSSLError, match="hssl pretrain. alone.*-num_gpus"):
-        launch._check_torchrun(launch.Training(trainer=launch.FINETUNE_TRAINER, **named), 1)
+    for trainer, processes, told in (
+        (launch.PRETRAIN_TRAINER, 2, "-num_gpus 2 under torchrun.*nproc_per_node"),
+        (launch.FINETUNE_TRAINER, 1, "hssl pretrain. alone.*-num_gpus"),
+    ):
+        training = launch.Training(trainer=trainer, **named)
+        with pytest.raises(HSSLError, match=told):
+            launch._check_processes(training, tiny_corpus.corpus_block(), torch.device("cpu"), processes)
 
 
 def test_ranks_take_the_gpu_of_their_place_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
