@@ -46,9 +46,8 @@ def _mean(features: Tensor, share: Tensor) -> Tensor:
 class _Statistics(torch.autograd.Function):
     """Mean, maximum and standard deviation of the valid voxels, `(B, 3 C)`.
 
-    Their gradient is an affine map of the features and the maximum's share, of which each voxel that reaches it has an
-    equal part: a few passes over one copy, where the automatic one makes many copies. On a CPU to ask for the place of
-    the maximum with its value would cost more than all else here.
+    Their gradient is an affine map of the features and one voxel more, the maximum's: a few passes over one copy, where
+    the automatic one makes many copies.
     """
 
     @staticmethod
@@ -58,23 +57,19 @@ class _Statistics(torch.autograd.Function):
         copy = features - mean[..., None]  # one copy for both: memory is what this costs
         deviation = (_mean(copy.square_(), share) + 1e-5).sqrt()  # 1e-5: gradient at variance 0
         nowhere = torch.zeros_like(valid, dtype=features.dtype).masked_fill(~valid, -torch.inf)
-        maximum = torch.add(features, nowhere, out=copy).amax(2)
-        ctx.save_for_backward(features, valid, mean, deviation, maximum)
+        maximum, where = torch.add(features, nowhere, out=copy).max(2)
+        ctx.save_for_backward(features, valid, mean, deviation, where)
         return torch.cat([mean, maximum, deviation], dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        features, valid, mean, deviation, maximum = ctx.saved_tensors
+        features, valid, mean, deviation, where = ctx.saved_tensors
         of_mean, of_maximum, of_deviation = grads[0].chunk(3, dim=1)
-        counted = valid.to(features.dtype)
         voxels = valid.sum(2)  # (B, 1)
         slope = of_deviation / (deviation * voxels)
         offset = of_mean / voxels - slope * mean
-        # into numbers at once: a bool of each voxel takes a CPU ten times as long
-        highest = torch.eq(features, maximum[..., None], out=torch.empty_like(features))
-        part = of_maximum / _mean(highest, counted)
-        gradient = torch.addcmul(offset[..., None], features, slope[..., None])
-        return gradient.addcmul_(highest, part[..., None]).mul_(counted), None
+        gradient = torch.addcmul(offset[..., None], features, slope[..., None]).mul_(valid)
+        return gradient.scatter_add_(2, where[..., None], of_maximum[..., None]), None
 
 
 class LevelMean(nn.Module):

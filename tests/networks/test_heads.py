@@ -63,21 +63,10 @@ def test_constant_map_has_a_finite_gradient() -> None:
     pooled = pooled_statistics(features, torch.ones(1, 1, 3, 3, 3, dtype=torch.bool), "mean_max_std")
     torch.testing.assert_close(pooled[0], torch.tensor([4.0, 4.0, 4.0, 4.0, 1e-5**0.5, 1e-5**0.5]))
     pooled.sum().backward()
-    # of a channel's 27 voxels: the mean's share and an equal part of the maximum in all, nothing of the deviation
-    torch.testing.assert_close(features.grad, torch.full_like(features, 2 / 27), rtol=1e-3, atol=0)
-
-
-def test_voxels_that_share_the_maximum_share_its_gradient() -> None:
-    features, valid = features_and_valid(4, 3, 2)
-    highest = torch.zeros_like(features, dtype=torch.bool)
-    highest[:, :, 0], highest[:, :, 1, 0] = True, True
-    valid[:, :, 1:] = True
-    features = features.clamp(max=2).masked_fill(highest, 3.0).requires_grad_()
-    (ours,) = torch.autograd.grad(pooled_statistics(features, valid, "mean_max_std")[:, 3:6].sum(), features)
-    # torch's own amax divides the gradient alike
-    hidden = features.masked_fill(~valid, -torch.inf).flatten(2)
-    (expected,) = torch.autograd.grad(hidden.amax(2).sum(), features)
-    torch.testing.assert_close(ours, expected)
+    # of a channel's 27 voxels: the mean's share in all, the maximum in one, nothing of the deviation
+    assert features.grad is not None
+    assert features.grad.flatten(2).sum(2)[0].tolist() == pytest.approx([2.0, 2.0], rel=1e-3)
+    assert (features.grad > 0.5).sum() == 2
 
 
 def skips(n_stages: int) -> list[Tensor]:
