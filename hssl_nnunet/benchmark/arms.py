@@ -29,6 +29,7 @@ class Arm:
         pretrained_on: domains of its own pretraining: `all`, the `target`'s alone, or `none`.
         weights_of: another arm whose weights it takes instead; null = its own.
         weights_file: a weights file that it takes instead, by its whole path; null = none.
+        continues: an arm whose weights its own pretraining goes on from; null = from nothing.
         groups: the corpus' `hierarchy`, or `shuffled` over the domains.
         pretraining: values that differ from the preset's pretraining; nested keys merge.
         finetuning: values that differ from the preset's fine-tuning.
@@ -39,6 +40,7 @@ class Arm:
     pretrained_on: Literal["none", "all", "target"] = "none"
     weights_of: str | None = None
     weights_file: str | None = None
+    continues: str | None = None
     groups: Literal["hierarchy", "shuffled"] = "hierarchy"
     pretraining: dict[str, Any] = field(default_factory=dict)
     finetuning: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,7 @@ def _check(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
     if arm.trainer not in trainers:
         raise unknown_name("trainer", arm.trainer, trainers)
     _check_sources(name, arm)
+    _check_continued(name, arm, arms)
     source = arms.get(arm.weights_of) if arm.weights_of is not None else arm
     if source is None:
         raise HSSLError(f"Arm {name} takes the weights of {arm.weights_of}: name {arm.weights_of} in `--arms` too.")
@@ -104,6 +107,24 @@ def _check(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
         raise HSSLError(
             f"Arm {name} starts from weights that nothing makes. Set `pretrained_on` to all or target, or `weights_of` "
             f"to an arm that has it, or `trainer` to {SCRATCH_TRAINER}."
+        )
+
+
+def _check_continued(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
+    """Check that the pretraining an arm goes on from is one that is made before, for every target of the arm."""
+    if arm.continues is None:
+        return
+    if arm.pretrained_on == "none":
+        raise HSSLError(f"Arm {name} continues {arm.continues} on nothing: set `pretrained_on` to all or target.")
+    if (before := arms.get(arm.continues)) is None:
+        raise HSSLError(f"Arm {name} continues {arm.continues}: name {arm.continues} in `--arms` too.")
+    per_target = before.pretrained_on == "target" and arm.pretrained_on == "all"
+    makes_none = before.pretrained_on == "none" and before.weights_file is None
+    if makes_none or per_target or before.continues is not None:
+        raise HSSLError(
+            f"Arm {name} continues {arm.continues}, which has no weights of its own that serve. Name an arm that is "
+            "pretrained on all, a weights file's, or of an arm of the target alone one that is too; none that "
+            "continues another."
         )
 
 

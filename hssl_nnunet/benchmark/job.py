@@ -40,6 +40,18 @@ def pretraining_job(plan: BenchmarkPlan, arm_name: str, dataset_name: str) -> st
     return jobs[plan.arms[source].pretrained_on]
 
 
+def continued_job(plan: BenchmarkPlan, arm_name: str, dataset_name: str) -> str | None:
+    """Name of the job whose weights the pretraining of an arm goes on from; None where it begins from nothing of ours.
+
+    Args:
+        plan: the benchmark's plan.
+        arm_name: the arm, or one that takes its weights.
+        dataset_name: the target.
+    """
+    before = plan.arms[plan.source(arm_name)].continues
+    return None if before is None else pretraining_job(plan, before, dataset_name)
+
+
 def work_on(folder: Path, name: str) -> None:
     """Do the work of a job; nnU-Net's variables must name the workspace's folders."""
     workspace = Workspace(folder)
@@ -54,8 +66,11 @@ def work_on(folder: Path, name: str) -> None:
 def _pretrain(workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], name: str) -> None:
     from hssl_nnunet.benchmark.pretraining import pretrain_arm
 
-    _, arm, *target = name.split("/")
-    weights = pretrain_arm(workspace, plan, splits, arm, target[0] if target else None)
+    _, arm, *names = name.split("/")
+    target = names[0] if names else None
+    before = plan.arms[arm].continues
+    start = None if before is None else weights_of(workspace, plan, before, target or plan.datasets[0])
+    weights = pretrain_arm(workspace, plan, splits, arm, target, start)
     told = {
         "seconds": _training_seconds(weights.parent),
         "weights": str(weights.relative_to(workspace.folder)),

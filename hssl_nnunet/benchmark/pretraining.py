@@ -19,6 +19,7 @@ from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.launch import PRETRAIN_TRAINER, pretrain
 from hssl_nnunet.paths import WEIGHTS_FILE, model_folder, raw_dir
+from hssl_nnunet.transfer.continuing import seed_corpus
 from hssl_nnunet.typed_json import merged
 
 EXCLUDED_FILE = "test_cases.txt"
@@ -35,7 +36,12 @@ def corpus_name(arm: str, target: str | None) -> str:
 
 
 def pretrain_arm(
-    workspace: Workspace, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit], name: str, target: str | None
+    workspace: Workspace,
+    plan: BenchmarkPlan,
+    splits: Mapping[str, DatasetSplit],
+    name: str,
+    target: str | None,
+    start: Path | None = None,
 ) -> Path:
     """Build an arm's corpus and pretrain on it; what an earlier, killed run has done is not done again.
 
@@ -47,6 +53,7 @@ def pretrain_arm(
         splits: dataset name -> split; no test patient of any of them is pretrained on.
         name: the arm.
         target: the only domain, for an arm that is pretrained on the target alone; None = all.
+        start: the weights file that it goes on from; None = it begins from nothing.
 
     Returns:
         The weights file.
@@ -57,6 +64,8 @@ def pretrain_arm(
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         begun = any(folder.glob("checkpoint_*.pth"))
+        if start is not None and not begun:
+            seed_corpus(corpus, start, plan.plans_name)
         pretrain(
             corpus,
             plan.configuration,

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hssl_nnunet.benchmark.data import Measured, checked_data, data_state, measured, write_data
-from hssl_nnunet.benchmark.job import pretrained, pretraining_job, weights_there
+from hssl_nnunet.benchmark.job import continued_job, pretrained, pretraining_job, weights_there
 from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
 from hssl_nnunet.benchmark.leakage import audit, read_findings, refused_arms, with_earlier
 from hssl_nnunet.benchmark.masks import Mask, masks_of
@@ -200,10 +200,11 @@ def jobs_of(folder: Path, plan: BenchmarkPlan) -> list[Job]:
         for arm in plan.arms
     ]
     needs = {run: pretraining_job(plan, run.arm, run.dataset_name) for run in runs}
-    names = [(name, ()) for name in dict.fromkeys(n for n in needs.values() if n is not None)]
-    names += [(run.job, (need,) if need else ()) for run, need in needs.items()]  # type: ignore[misc]
+    made = {job: continued_job(plan, run.arm, run.dataset_name) for run, job in needs.items() if job is not None}
+    first = [job for job in dict.fromkeys(made.values()) if job is not None]
+    before = {job: None for job in first} | {job: made[job] for job in made} | {run.job: needs[run] for run in runs}
     module = (sys.executable, "-m", "hssl_nnunet.benchmark.job", str(folder.resolve()))
-    return [Job(name=name, needs=need, command=(*module, name)) for name, need in names]
+    return [Job(name=n, needs=(need,) if need else (), command=(*module, n)) for n, need in before.items()]
 
 
 def allowed(jobs: Sequence[Job], refused: Collection[tuple[str, str]]) -> list[Job]:
