@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -264,12 +264,15 @@ def shard(jobs: Sequence[Job], text: str) -> list[Job]:
         raise HSSLError(f"--shard {text!r}: expected i/n with i from 1 to n, for example 2/8.")
     needed = {name for job in jobs for name in job.needs}
     last = [job for job in jobs if job.name not in needed]
-    mine = _with_needs(last[int(index) - 1 :: int(count)], {job.name: job for job in jobs})
-    return [job for job in jobs if job.name in mine]
+    return with_needs(last[int(index) - 1 :: int(count)], jobs)
 
 
-def _with_needs(chosen: Sequence[Job], by_name: Mapping[str, Job]) -> set[str]:
-    names = {job.name for job in chosen}
-    for job in chosen:
-        names |= _with_needs([by_name[name] for name in job.needs], by_name)
-    return names
+def with_needs(chosen: Sequence[Job], jobs: Collection[Job]) -> list[Job]:
+    """Some of the jobs and all that must be done before them, in the order of `jobs`."""
+    by_name, names = {job.name: job for job in jobs}, {job.name for job in chosen}
+    wanted = list(chosen)
+    while wanted:
+        needs = set(wanted.pop().needs) - names
+        names |= needs
+        wanted += [by_name[name] for name in needs]
+    return [job for job in jobs if job.name in names]

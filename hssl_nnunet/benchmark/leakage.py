@@ -69,7 +69,9 @@ def refused_arms(plan: BenchmarkPlan, findings: Mapping[str, list[str]]) -> dict
     """Arms, each with a target whose test cases its weights, or those of the arm it builds on, have seen, and which."""
     refused: dict[tuple[str, str], list[str]] = {}
     for arm in plan.arms:
-        for seen in findings.get(plan.source(arm), ()):
+        source = plan.source(arm)
+        sources = (source, plan.arms[source].continues or source)
+        for seen in dict.fromkeys(case for name in sources for case in findings.get(name, ())):
             refused.setdefault((arm, seen.partition(":")[0]), []).append(seen)
     return refused
 

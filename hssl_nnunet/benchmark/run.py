@@ -17,7 +17,7 @@ from rich.table import Table
 
 from hssl_nnunet.benchmark.data import Measured, checked_data, data_state, measured, write_data
 from hssl_nnunet.benchmark.job import continued_job, pretrained, pretraining_job, weights_there
-from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard
+from hssl_nnunet.benchmark.jobs import Job, JobState, JobTable, Runner, shard, with_needs
 from hssl_nnunet.benchmark.leakage import audit, read_findings, refused_arms, with_earlier
 from hssl_nnunet.benchmark.masks import Mask, masks_of
 from hssl_nnunet.benchmark.plan import CASES_FILE, LEAKAGE_FILE, BenchmarkPlan, patterns_of, plan_from_options
@@ -95,13 +95,14 @@ def run_benchmark(folder: Path, plan: BenchmarkPlan, workers: int, part: str | N
     return 0 if counts["done"] == len(states) else 1
 
 
-def forget_lost(table: JobTable, workspace: Workspace, jobs: Collection[Job]) -> None:
+def forget_lost(table: JobTable, workspace: Workspace, jobs: Sequence[Job]) -> None:
     """Set back what has ended and was removed since: runs without their record, and the weights that these need."""
     # the state first: whoever ends a job writes the record before it
     done = {job.name for job in jobs if table.state(job.name).state == "done"}
-    without = [job for job, run in _runs(jobs).items() if not run.record_file(workspace.folder).is_file()]
-    needed = {need for job in without for need in job.needs}
-    lost = {job.name for job in without} | {need for need in needed if pretrained(workspace, need) is None}
+    lost = {job.name for job, run in _runs(jobs).items() if not run.record_file(workspace.folder).is_file()}
+    for job in reversed(jobs):  # needs come before what needs them
+        if job.name in lost:
+            lost |= {need for need in job.needs if pretrained(workspace, need) is None}
     for name in done & lost:
         table.write(name, JobState())
 
@@ -210,8 +211,7 @@ def jobs_of(folder: Path, plan: BenchmarkPlan) -> list[Job]:
 def allowed(jobs: Sequence[Job], refused: Collection[tuple[str, str]]) -> list[Job]:
     """Jobs without the runs of arms that are refused on a target, and without pretrainings that no other run needs."""
     kept = [job for job, run in _runs(jobs).items() if (run.arm, run.dataset_name) not in refused]
-    names = {name for job in kept for name in (job.name, *job.needs)}
-    return [job for job in jobs if job.name in names]
+    return with_needs(kept, jobs)
 
 
 def _case_files(plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> dict[str, object]:

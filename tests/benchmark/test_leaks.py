@@ -118,7 +118,12 @@ def test_patients_are_compared_by_the_benchmarks_names_too(plan: BenchmarkPlan) 
 def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_ones_found(
     plan: BenchmarkPlan, tmp_path: Path
 ) -> None:
-    arms = {"external_a": Arm(description="a", weights_file="a"), "on_a": Arm(description="b", weights_of="external_a")}
+    arms = {
+        "external_a": Arm(description="a", weights_file="a"),
+        "on_a": Arm(description="b", weights_of="external_a"),
+        "after_a": Arm(description="c", pretrained_on="target", continues="external_a"),
+        "on_after": Arm(description="d", weights_of="after_a"),
+    }
     plan, kept = replace(plan, arms={**plan.arms, **arms}), {}
     assert refused_arms(plan, kept) == {}
     found = {"external_a": [f"{PET}:S1"], "external_b": []}
@@ -131,9 +136,11 @@ def test_an_arm_on_refused_weights_is_refused_and_an_audit_keeps_what_earlier_on
         kept = with_earlier(audited, kept, pairs)
         assert kept == expected
     refused = refused_arms(plan, kept)
-    assert refused == {("external_a", PET): [f"{PET}:S1"], ("on_a", PET): [f"{PET}:S1"]}
+    assert refused == {(arm, PET): [f"{PET}:S1"] for arm in arms}
     names = {job.name for job in allowed(jobs_of(tmp_path, replace(plan, datasets=(PET, MR), arms=arms)), refused)}
-    assert {name.split("/")[1] for name in names} == {MR}  # on a target that they have not seen both run
+    of_mr = {name for name in names if name.startswith(f"finetune/{MR}/")}
+    assert len(of_mr) == len(arms)  # on a target that they have not seen all run
+    assert names - of_mr == {f"pretrain/after_a/{MR}"}
 
 
 @pytest.mark.parametrize(("typed", "kept"), [(["5", "10", "cases"], ("5", "10")), (["5%", "9"], ("5%", "9"))])
@@ -186,6 +193,7 @@ def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_p
         path.write_text(json.dumps({"arms": own}))
         return options(arms=arms, values_file=path)
 
+    on = {"description": "x", "pretrained_on": "target", "continues": "hssl"}
     low = {"description": "low rate", "weights_of": "hssl", "finetuning": {"initial_lr": 1e-4}}
     own = chosen(["hssl", "low"], {"low": low}).arms["low"]
     assert own.seeded and own.finetuning == {"initial_lr": 1e-4}
@@ -206,6 +214,13 @@ def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_p
         (["own"], {"own": {"description": "x", "weights_file": "w"}}, "own: /.*/w does not exist.*hssl import"),
         (["a.b"], {"a.b": {"description": "x", "pretrained_on": "all"}}, "names a dataset"),
         (["a/b"], {"a/b": {"description": "x", "pretrained_on": "all"}}, "becomes a folder"),
+        (["on"], {"on": on}, "on continues hssl: name hssl in"),
+        (["hssl", "on"], {"on": {**on, "pretrained_on": "none"}}, "on nothing: set `pretrained_on`"),
+        (["hssl", "on"], {"on": {**low, "continues": "hssl"}}, "on nothing: set `pretrained_on`"),
+        (["scratch", "on"], {"on": {**on, "continues": "scratch"}}, "no weights of its own that serve"),
+        (["on"], {"on": {**on, "continues": "on"}}, "none that continues another"),
+        (["hssl", "continued", "on"], {"on": {**on, "continues": "continued"}}, "none that continues another"),
+        (["single_domain", "on"], {"on": {**on, "continues": "single_domain", "pretrained_on": "all"}}, "that serve"),
     ):
         with pytest.raises(HSSLError, match=f"(?s){said}"):
             chosen(arms, added)

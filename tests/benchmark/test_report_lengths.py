@@ -26,6 +26,8 @@ ARMS = {
     "wide": Arm(description="more images a step", pretrained_on="all", pretraining={"chunks_per_step": 8}),
     "long_encoder": Arm(description="of long", weights_of="long", finetuning={"transfer": "encoder"}),
     "external_x": Arm(description="from elsewhere", weights_file="gone/x.safetensors"),
+    "again": Arm(description="as long again", pretrained_on="target", continues="hssl"),
+    "after_x": Arm(description="after another's", pretrained_on="target", continues="external_x"),
 }
 
 
@@ -48,6 +50,8 @@ def test_the_length_of_each_pretraining_is_computed_where_it_is_known(content: C
         "wide": Pretrained(steps=2500, images=40_000),
         "long_encoder": longer,
         "external_x": None,
+        "again": longer,
+        "after_x": None,
     }
     old = replace(content, plan=replace(content.plan, plan_values={}))
     assert set(pretrained(old).values()) == {None}
@@ -57,12 +61,13 @@ def test_a_weights_file_that_is_there_tells_its_length(content: Content, monkeyp
     asked = []
     monkeypatch.setattr(lengths, "file_values", lambda path: asked.append(path) or {**VALUES, "num_epochs": 7})
     assert pretrained(content)["external_x"] == Pretrained(steps=350, images=2800)
-    assert asked == [content.folder / "gone/x.safetensors"]
+    assert asked == [content.folder / "gone/x.safetensors"] * 2
+    assert pretrained(content)["after_x"] == Pretrained(steps=2850, images=22_800)
 
 
 def test_arms_of_another_length_are_named_with_what_differs(content: Content) -> None:
     found = unequal(content)
-    assert found.keys() == {"mae", "long", "wide", "long_encoder", "external_x"}
+    assert found.keys() == {"mae", "long", "wide", "long_encoder", "external_x", "again", "after_x"}
     assert found["mae"] == f"fine-tuned for 800 steps on {DATASETS[0]}, hssl for 400"
     assert found["long"].replace("\u202f", " ") == (
         "pretrained for 5 000 steps of 40 000 images, hssl for 2 500 steps of 20 000 images"

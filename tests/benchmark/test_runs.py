@@ -125,3 +125,42 @@ def test_weights_that_are_gone_are_made_anew_for_runs_without_a_record(tmp_path:
     assert [table.state(job.name).state for job in jobs] == ["pending", "done", "pending"]
     with pytest.raises(HSSLError, match="needs the weights of job pretrain/hssl.*again"):
         weights_of(workspace, asked, "encoder_only", LARGE)
+
+
+def test_a_pretraining_waits_for_the_one_that_it_goes_on_from(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    jobs, _ = run.prepare(workspace, plan(arms=["continued", "hssl"], datasets=[LARGE, SMALL], budgets=["2"]))
+    needs = {job.name: job.needs for job in jobs}
+    first, *own = (name for name in needs if name.startswith("pretrain/"))
+    assert (first, needs[first]) == ("pretrain/hssl", ())
+    assert {name: needs[name] for name in own} == {f"pretrain/continued/{d}": (first,) for d in (LARGE, SMALL)}
+    assert needs[f"finetune/{LARGE}/2/continued/seed_0"] == (own[0],) and list(needs)[:3] == [first, *own]
+    (mine,) = (share for share in (shard(jobs, f"{i}/4") for i in range(1, 5)) if own[0] in {j.name for j in share})
+    kept = {job.name for job in allowed(mine, {})}
+    assert {own[0], first} < kept and f"finetune/{LARGE}/2/hssl/seed_0" not in kept
+
+
+def test_weights_that_are_gone_are_made_anew_with_those_they_go_on_from(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    jobs, _ = run.prepare(workspace, plan(arms=["hssl", "continued"]))
+    table = JobTable(workspace.folder)
+    first, own, _, waiting = names = [job.name for job in jobs]
+    record_file = Run.of_job(names[2]).record_file(workspace.folder)
+    record_file.parent.mkdir(parents=True)
+    record_file.touch()
+    (workspace.folder / "w").touch()
+
+    def asked_again(there: set[str]) -> set[str]:
+        for name in names:
+            table.write(name, JobState(state="done"))
+        for name in (first, own):
+            told = {"weights": "w" if name in there else "gone"}
+            (table.folder(name) / "pretraining.json").write_text(json.dumps(told))
+        run.forget_lost(table, workspace, jobs)
+        return {name for name in names if table.state(name).state == "pending"}
+
+    assert [name.split("/")[0] for name in names] == ["pretrain", "pretrain", "finetune", "finetune"]
+    assert asked_again({first, own}) == {waiting}
+    assert asked_again({own}) == {waiting}  # nobody goes on from the first any more
+    assert asked_again({first}) == {waiting, own}
+    assert asked_again(set()) == {waiting, own, first}

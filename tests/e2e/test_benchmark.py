@@ -20,11 +20,11 @@ from hssl_nnunet.benchmark.splits import read_splits
 from hssl_nnunet.benchmark.workspace import Workspace
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW
-from hssl_nnunet.transfer.weights_file import read_metadata
+from hssl_nnunet.transfer.weights_file import file_sha256, read_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")]
 pytest.importorskip("monai", reason='needs pip install "hssl_nnunet[benchmark]"')
-ARMS = ("vanilla", "scratch", "hssl", "single_domain", "encoder_only")
+ARMS = ("vanilla", "scratch", "hssl", "single_domain", "continued", "encoder_only")
 
 
 DATASET = "Dataset061_Ball"
@@ -66,16 +66,18 @@ def check_records(folder: Path, split: dict) -> None:
     assert hashes["hssl"] == hashes["encoder_only"] != hashes["single_domain"]
     compared = {arm: record.leakage for arm, record in records.items()}
     assert compared["vanilla"] is compared["scratch"] is None
-    for arm in ("hssl", "encoder_only", "single_domain"):
+    for arm in ("hssl", "encoder_only", "single_domain", "continued"):
         assert compared[arm].images > 0 and compared[arm].test_cases == len(split["test"])
 
 
 def check_weights(folder: Path, split: dict) -> None:
-    weights = sorted(folder.rglob("hssl.safetensors"))
-    assert len(weights) == 2
-    for path in weights:
-        seen = {(i.dataset_name, i.case) for i in read_metadata(path).images}
-        assert seen and seen.isdisjoint((DATASET, case) for case in split["test"])
+    weights = {path.parts[-4].partition("_")[2]: path for path in folder.rglob("hssl.safetensors")}
+    names = ("Benchmark_hssl", "Benchmark_single_domain_061_Ball", "Benchmark_continued_061_Ball")
+    assert weights.keys() == set(names)
+    of_all, of_own, continued = (read_metadata(weights[name]) for name in names)
+    seen = [{(i.dataset_name, i.case) for i in each.images} for each in (of_all, of_own, continued)]
+    assert all(each and each.isdisjoint((DATASET, case) for case in split["test"]) for each in seen)
+    assert seen[1] < seen[0] == seen[2] and file_sha256(weights[names[0]]) in continued.origin
 
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"

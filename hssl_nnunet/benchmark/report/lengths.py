@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.records import RunRecord
 from hssl_nnunet.benchmark.report.content import Content
 from hssl_nnunet.benchmark.report.wording import METHOD
@@ -17,7 +18,7 @@ from hssl_nnunet.typed_json import merged, to_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrained:
-    """Length of a pretraining.
+    """Length of a pretraining, with that of the one it goes on from.
 
     Attributes:
         steps: optimiser steps.
@@ -35,15 +36,28 @@ def steps(records: Iterable[RunRecord]) -> list[int]:
 
 def pretrained(content: Content) -> dict[str, Pretrained | None]:
     """Arm that starts from weights -> length of their pretraining; None = not known."""
-    found: dict[str, Pretrained | None] = {}
-    for arm in content.plan.arms:
-        source = content.plan.arms[content.plan.source(arm)]
-        if source.weights_file is not None:
-            values = file_values(content.folder / source.weights_file)
-            found[arm] = None if values is None else _of_values(values)
-        elif source.pretrained_on != "none":
-            found[arm] = _of_values(merged(content.plan.plan_values.get("pretraining", {}), source.pretraining))
+    plan, found = content.plan, dict[str, Pretrained | None]()
+    for arm in plan.arms:
+        source = plan.arms[plan.source(arm)]
+        parts = [source, *([] if source.continues is None else [plan.arms[source.continues]])]
+        if source.seeded:
+            found[arm] = _sum([_length(content, part) for part in parts])
     return found
+
+
+def _length(content: Content, arm: Arm) -> Pretrained | None:
+    """Of an arm's own pretraining, or of its weights file."""
+    if arm.weights_file is None:
+        return _of_values(merged(content.plan.plan_values.get("pretraining", {}), arm.pretraining))
+    values = file_values(content.folder / arm.weights_file)
+    return None if values is None else _of_values(values)
+
+
+def _sum(parts: Sequence[Pretrained | None]) -> Pretrained | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return Pretrained(steps=sum(part.steps for part in known), images=sum(part.images for part in known))
 
 
 def _of_values(values: Mapping[str, Any]) -> Pretrained | None:
