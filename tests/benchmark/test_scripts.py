@@ -14,6 +14,7 @@ from made_runs import noise, record
 
 from hssl_nnunet.benchmark.intervals import crossed_interval
 from hssl_nnunet.benchmark.records import write_record
+from hssl_nnunet.benchmark.report.drawing import CSS_COLOURS
 from hssl_nnunet.benchmark.splits import DatasetSplit, write_splits
 from hssl_nnunet.files import read_json, write_json
 
@@ -136,3 +137,18 @@ def test_runs_tested_on_different_patients_are_not_compared(
     sides = [module.Side.from_text(f"{tmp_path / name}.json:{name}:5%") for name in ("a", "b")]
     with pytest.raises(SystemExit, match=f"{DATASET}: the runs were tested on different patients"):
         module.compared(*sides)
+
+
+def test_a_comparison_is_drawn_where_its_numbers_are(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    def found(middle: float) -> dict[str, object]:
+        return {"difference": middle, "low": middle - 1, "high": middle + 2, "dice": [[80.0, 70.0], [79.0, 71.0]]}
+
+    mean = {"difference": 3.0, "low": 1.0, "high": 5.0}
+    path = tmp_path / "out.svg"
+    arms = {name: {DATASET: found(middle), "mean": mean} for name, middle in (("one", 0.0), ("two", 4.0))}
+    script("draw_differences").draw(arms, "points", path)
+    first = path.read_text(encoding="utf-8")
+    assert all(f">{word}<" in first for word in ("one", "two", "A", "mean of 1", "points"))
+    assert all(colour not in first for colour in CSS_COLOURS)  # nothing is left of the page's own
+    script("draw_differences").draw(arms, "points", path)
+    assert path.read_text(encoding="utf-8") == first and list(tmp_path.iterdir()) == [path]
