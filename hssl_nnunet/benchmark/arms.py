@@ -111,21 +111,20 @@ def _check(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
 
 
 def _check_continued(name: str, arm: Arm, arms: Mapping[str, Arm]) -> None:
-    """Check that the pretraining an arm goes on from is one that is made before, for every target of the arm."""
+    """Check that an arm goes on from weights that another one makes, or has, for each of its own pretrainings."""
     if arm.continues is None:
         return
-    if arm.pretrained_on == "none":
-        raise HSSLError(f"Arm {name} continues {arm.continues} on nothing: set `pretrained_on` to all or target.")
+    told = f"Arm {name} continues {arm.continues}"
     if (before := arms.get(arm.continues)) is None:
-        raise HSSLError(f"Arm {name} continues {arm.continues}: name {arm.continues} in `--arms` too.")
-    per_target = before.pretrained_on == "target" and arm.pretrained_on == "all"
-    makes_none = before.pretrained_on == "none" and before.weights_file is None
-    if makes_none or per_target or before.continues is not None:
-        raise HSSLError(
-            f"Arm {name} continues {arm.continues}, which has no weights of its own that serve. Name an arm that is "
-            "pretrained on all, a weights file's, or of an arm of the target alone one that is too; none that "
-            "continues another."
-        )
+        raise HSSLError(f"{told}: name {arm.continues} in `--arms` too.")
+    if arm.pretrained_on == "none":
+        raise HSSLError(f"{told} without a pretraining: set `pretrained_on` to all or target.")
+    if before.pretrained_on == "none" and before.weights_file is None:
+        raise HSSLError(f"{told}, which has no weights of its own: name one with `pretrained_on` or `weights_file`.")
+    if before.continues is not None:
+        raise HSSLError(f"{told}, which continues {before.continues} itself: name one that begins from nothing.")
+    if before.pretrained_on == "target" and arm.pretrained_on == "all":
+        raise HSSLError(f"{told}, whose weights are made for each target: set `pretrained_on` to target too.")
 
 
 def _check_sources(name: str, arm: Arm) -> None:

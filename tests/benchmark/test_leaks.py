@@ -194,6 +194,7 @@ def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_p
         return options(arms=arms, values_file=path)
 
     on = {"description": "x", "pretrained_on": "target", "continues": "hssl"}
+    on_all = {"continues": "single_domain", "pretrained_on": "all"}
     low = {"description": "low rate", "weights_of": "hssl", "finetuning": {"initial_lr": 1e-4}}
     own = chosen(["hssl", "low"], {"low": low}).arms["low"]
     assert own.seeded and own.finetuning == {"initial_lr": 1e-4}
@@ -215,12 +216,12 @@ def test_arms_of_ones_own_stand_beside_the_known_ones(plan: BenchmarkPlan, tmp_p
         (["a.b"], {"a.b": {"description": "x", "pretrained_on": "all"}}, "names a dataset"),
         (["a/b"], {"a/b": {"description": "x", "pretrained_on": "all"}}, "becomes a folder"),
         (["on"], {"on": on}, "on continues hssl: name hssl in"),
-        (["hssl", "on"], {"on": {**on, "pretrained_on": "none"}}, "on nothing: set `pretrained_on`"),
-        (["hssl", "on"], {"on": {**low, "continues": "hssl"}}, "on nothing: set `pretrained_on`"),
-        (["scratch", "on"], {"on": {**on, "continues": "scratch"}}, "no weights of its own that serve"),
-        (["on"], {"on": {**on, "continues": "on"}}, "none that continues another"),
-        (["hssl", "continued", "on"], {"on": {**on, "continues": "continued"}}, "none that continues another"),
-        (["single_domain", "on"], {"on": {**on, "continues": "single_domain", "pretrained_on": "all"}}, "that serve"),
+        (["hssl", "on"], {"on": {**on, "pretrained_on": "none"}}, "without a pretraining: set `pretrained_on`"),
+        (["hssl", "on"], {"on": {**low, "continues": "hssl"}}, "without a pretraining: set `pretrained_on`"),
+        (["scratch", "on"], {"on": {**on, "continues": "scratch"}}, "scratch, which has no weights of its own"),
+        (["on"], {"on": {**on, "continues": "on"}}, "which continues on itself"),
+        (["hssl", "continued", "on"], {"on": {**on, "continues": "continued"}}, "which continues hssl itself"),
+        (["single_domain", "on"], {"on": {**on, **on_all}}, "single_domain, whose weights are made for each target"),
     ):
         with pytest.raises(HSSLError, match=f"(?s){said}"):
             chosen(arms, added)
