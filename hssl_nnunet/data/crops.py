@@ -30,32 +30,32 @@ SHORT_RATIO = 3  # longest edge of a crop over the shortest along which views ar
 EMPTY_STD = 0.05  # of intensities normalised by the plan; below it a crop shows background alone
 
 
-def crop_size(patch_size: Sequence[int], strides: Sequence[Sequence[int]], crop_fraction: float) -> tuple[int, ...]:
+def crop_size(patch_size: Sequence[int], total_stride: Sequence[int], crop_fraction: float) -> tuple[int, ...]:
     """Edges of a crop in voxels: about `crop_fraction` of the patch, and divisible by the domain's own strides.
 
-    Each edge is a multiple of the product of the strides along its axis, at least one multiple and at most the patch.
+    Each edge is a multiple of the total stride along its axis, at least one multiple and at most the patch.
     The bottleneck keeps more than one voxel, since an instance norm has nothing to normalise in a single one.
 
     Args:
         patch_size: the plan's patch, in voxels.
-        strides: strides of each level, one entry an axis.
+        total_stride: voxels of the patch per voxel of the bottleneck, for each axis.
         crop_fraction: edge of the crop as a share of the patch's, in (0, 1].
 
     Raises:
         HSSLError: even the whole patch has a bottleneck of a single voxel.
     """
-    factors = [math.prod(level[axis] for level in strides) for axis in range(len(patch_size))]
-    largest = [max(1, n // factor) for n, factor in zip(patch_size, factors, strict=True)]
-    wanted = [math.floor(n * crop_fraction / factor + 0.5) for n, factor in zip(patch_size, factors, strict=True)]
+    largest = [max(1, n // stride) for n, stride in zip(patch_size, total_stride, strict=True)]
+    wanted = [math.floor(n * crop_fraction / stride + 0.5) for n, stride in zip(patch_size, total_stride, strict=True)]
     bottleneck = [min(max(1, n), most) for n, most in zip(wanted, largest, strict=True)]
     if math.prod(bottleneck) == 1:
         bottleneck[largest.index(max(largest))] = 2
     if math.prod(largest) == 1:
         raise HSSLError(
-            f"A patch of {tuple(patch_size)} voxels shrinks to a single voxel under the strides {factors} of its plan, "
-            "which no instance norm can train on. Plan the dataset again: `hssl plan_and_preprocess -d ...`."
+            f"A patch of {tuple(patch_size)} voxels shrinks to a single voxel under its plan's total stride of "
+            f"{tuple(total_stride)}, which no instance norm can train on. Plan the dataset again: "
+            "`hssl plan_and_preprocess -d ...`."
         )
-    return tuple(n * factor for n, factor in zip(bottleneck, factors, strict=True))
+    return tuple(n * stride for n, stride in zip(bottleneck, total_stride, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class DomainGeometry:
     @classmethod
     def from_domain(cls, domain: DomainPlan, view_plan: ViewPlan) -> DomainGeometry:
         """Geometry of a domain's crops under its own plan; a 2d plan drops the first axis of the spacing."""
-        strides = Topology.from_architecture(domain.architecture).strides
-        size = crop_size(domain.patch_size, strides, view_plan.crop_fraction)
+        total_stride = Topology.from_architecture(domain.architecture, domain.dataset_name).total_stride
+        size = crop_size(domain.patch_size, total_stride, view_plan.crop_fraction)
         return cls(crop_size=size, spacing=tuple(domain.spacing[-len(size) :]))
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 
 from hssl_nnunet.corpus.modality import modality_of
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.networks.projection import is_segmentation, role_of
+from hssl_nnunet.networks.projection import is_segmentation, is_stem, role_of
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.paths import WEIGHTS_FILE
 from hssl_nnunet.plan_schema import DomainPlan
+from hssl_nnunet.remedies import seed_command
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.weights_file import (
     WeightsMetadata,
@@ -132,7 +132,7 @@ def _check_output(output: Path) -> None:
 def _refuse_weights(path: Path) -> None:
     if path.is_file() and is_safetensors(path):
         read_metadata(path)
-        command = f"hssl seed -d DATASET -w {shlex.quote(str(path))}"
+        command = seed_command("DATASET", path)
         raise HSSLError(f"{path} is a weights file already. Nothing is to be imported: run `{command}`.")
 
 
@@ -141,7 +141,7 @@ def _refuse_pretraining(plans: Mapping[str, Any], path: Path) -> None:
     if plans.get("hssl", {}).get("role") != "corpus":
         return
     weights = path.parent / WEIGHTS_FILE
-    remedy = f"seed from {weights}: run `hssl seed -d DATASET -w {shlex.quote(str(weights))}`"
+    remedy = f"seed from {weights}: run `{seed_command('DATASET', weights)}`"
     if not weights.is_file():
         remedy = f"its weights file is written when it ends: run `hssl pretrain CORPUS --c`, then seed from {weights}"
     raise HSSLError(f"{path} is the checkpoint of a pretraining of ours, which needs no import; {remedy}.")
@@ -173,7 +173,8 @@ def _read(content: Mapping[str, Any], path: Path) -> tuple[_Source, Topology]:
 def _of_nnunet(content: Mapping[str, Any]) -> _Source:
     arguments = content["init_args"]
     plans, dataset = arguments["plans"], arguments["dataset_json"]
-    configuration = PlansManager(plans).get_configuration(arguments["configuration"])
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(arguments["configuration"])
     channels = dataset.get("channel_names", dataset.get("modality"))
     modality = modality_of(str(next(iter(channels.values()))))
     domain = DomainPlan(
@@ -187,7 +188,7 @@ def _of_nnunet(content: Mapping[str, Any]) -> _Source:
         patch_size=tuple(map(int, configuration.patch_size)),
         architecture=configuration.configuration["architecture"],
     )
-    labels = PlansManager(plans).get_label_manager(dataset).foreground_labels
+    labels = manager.get_label_manager(dataset).foreground_labels
     return _Source(
         domain=domain,
         channels=len(channels),
@@ -256,7 +257,7 @@ def _by_role(
                 f"{tuple(parameter.shape)}. Only networks as the plan has them can be imported."
             )
         else:
-            if not taken and tensor.ndim > 1:  # the stem's kernel comes first
+            if is_stem(role):
                 tensor = tensor[:, : source.channels]
             taken.append(names[0])
             tensors[role] = tensor.unsqueeze(2) if tensor.ndim == 4 else tensor

@@ -42,12 +42,11 @@ def selected_state(
         return _equal_state(tensors, network, topology, domains)
     entries = plan_projection({role: tuple(t.shape) for role, t in tensors.items()}, network, topology)
     if transfer == "encoder":
-        entries = [e if e.part == "encoder" else _left(e, "transfer: encoder") for e in entries]
+        entries = [
+            e if e.part == "encoder" or e.status == "fresh" else replace(e, status="fresh", how="transfer: encoder")
+            for e in entries
+        ]
     return project(tensors, entries), entries
-
-
-def _left(entry: Entry, why: str) -> Entry:
-    return entry if entry.status == "fresh" else replace(entry, status="fresh", how=why)
 
 
 def _equal_state(

@@ -16,11 +16,6 @@ from hssl_nnunet.plan_schema import DomainPlan
 CUBE = DomainGeometry((8, 8, 8), (1.0, 1.0, 1.0))
 
 
-def levels(*total: int) -> list[tuple[int, ...]]:
-    """Strides of 2 until the product along each axis is `total`."""
-    return [tuple(2 if 2**level < n else 1 for n in total) for level in range(max(total).bit_length())]
-
-
 @pytest.mark.parametrize(
     ("patch", "total", "fraction", "expected"),
     [
@@ -35,7 +30,7 @@ def levels(*total: int) -> list[tuple[int, ...]]:
     ],
 )
 def test_crops_fit_the_strides(patch, total, fraction, expected):
-    assert crop_size(patch, levels(*total), fraction) == expected
+    assert crop_size(patch, total, fraction) == expected
 
 
 def test_crops_of_any_topology_have_a_bottleneck_of_more_than_one_voxel():
@@ -45,13 +40,13 @@ def test_crops_of_any_topology_have_a_bottleneck_of_more_than_one_voxel():
         patch = total * rng.integers(1, 5, size=3) + rng.integers(0, 2, size=3)
         if (patch // total).prod() == 1:
             continue
-        size = np.array(crop_size(patch.tolist(), levels(*total.tolist()), rng.uniform(0.05, 1)))
+        size = np.array(crop_size(patch.tolist(), total.tolist(), rng.uniform(0.05, 1)))
         assert (size % total == 0).all() and (size <= patch).all() and (size // total).prod() > 1
 
 
 def test_a_patch_with_a_bottleneck_of_one_voxel_is_refused():
     with pytest.raises(HSSLError, match="single voxel"):
-        crop_size((32, 32, 32), levels(32, 32, 32), 0.5)
+        crop_size((32, 32, 32), (32, 32, 32), 0.5)
 
 
 @pytest.mark.parametrize(
