@@ -1,9 +1,10 @@
-"""Checkpoints of nnU-Net and its relatives, read without running what a pickle may hold."""
+"""Checkpoints of nnU-Net and its relatives: read without running what a pickle may hold, and written whole."""
 
 from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.files import cannot, written_whole
 
 # The types that nnU-Net's and our checkpoints hold beside tensors: numpy numbers in the log, arrays in random states.
 _DTYPES = ("float64", "float32", "int64", "int32", "uint32", "uint64", "bool")
@@ -30,7 +32,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read an nnU-Net checkpoint on the CPU without unpickling arbitrary objects.
 
     Raises:
-        HSSLError: the file is missing or damaged, or holds a type that no nnU-Net checkpoint needs.
+        HSSLError: the file is missing, may not be read or is damaged, or holds a type that no nnU-Net checkpoint needs.
     """
     if not Path(path).is_file():
         found = "is a folder" if Path(path).is_dir() else "does not exist"
@@ -38,11 +40,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(CHECKPOINT_TYPES):
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise cannot("read", path, error) from error
     except Exception as error:  # torch raises many types for a damaged file
         raise HSSLError(
             f"{path} is damaged or no nnU-Net checkpoint: {_reason(error)}. Restore it, or train again."
         ) from None
     return content
+
+
+def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        HSSLError: the disk is full or the folder cannot be written.
+    """
+    # through a file object, so that a full disk is an OSError and not an internal error of torch
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(content), file)
 
 
 def _reason(error: Exception) -> str:

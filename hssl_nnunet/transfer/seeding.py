@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.files import write_json
 from hssl_nnunet.networks.projection import Entry
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.nnunet_plans import read_plans
@@ -23,6 +23,7 @@ from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, TargetBlock, f
 from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.preflight import check_labelled, read_dataset
 from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, preprocess_command, preset_name, seed_command
+from hssl_nnunet.transfer.checkpoints import save_checkpoint
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.nnssl_format import CONFIGURATION as OF_NNSSL
 from hssl_nnunet.transfer.nnssl_format import nnssl_checkpoint
@@ -152,7 +153,7 @@ def seed_target(
     sha256, seeded = file_sha256(weights), seeded_plans_file(dataset, plans_name)
     finetuning, replaced = _finetuning(target, seeded, finetuning_overrides, sha256)
     notes = (*leakage_notes(metadata, target.folder.name, target.folder), *replaced)
-    domains = [Topology.from_architecture(d.architecture) for d in metadata.domains]
+    domains = [Topology.from_architecture(d.architecture, f"{d.dataset_name} in {weights}") for d in metadata.domains]
     reports = {
         name: TransferReport(
             dataset=target.folder.name,
@@ -164,9 +165,9 @@ def seed_target(
     }
     network, topology = networks[configurations[0]]
     if pth is not None:
-        _write_checkpoint(pth, {"network_weights": network.state_dict()})
+        save_checkpoint(pth, {"network_weights": network.state_dict()})
     if nnssl is not None:
-        _write_checkpoint(nnssl, nnssl_checkpoint(network, topology, target.plans, metadata))
+        save_checkpoint(nnssl, nnssl_checkpoint(network, topology, target.plans, metadata))
     block = TargetBlock(weights=str(Path(weights).resolve()), weights_sha256=sha256, finetuning=finetuning)
     write_json(seeded, {**target.plans, "plans_name": seeded.stem, "hssl": plan_to_json(block)})
     return reports
@@ -293,9 +294,3 @@ def _finetuning(
 def _told(kept: FinetuningPlan, preset: FinetuningPlan) -> str:
     ours, theirs = plan_to_json(kept), plan_to_json(preset)
     return ", ".join(f"{k} {json.dumps(ours[k])} (preset: {json.dumps(v)})" for k, v in theirs.items() if ours[k] != v)
-
-
-def _write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    # through a file object, so that a full disk is an OSError and not an internal error of torch
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(content), file)

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.files import cannot, write_json, written_whole
 from hssl_nnunet.paths import WEIGHTS_FILE
 from hssl_nnunet.plan_schema import DomainPlan
 from hssl_nnunet.plan_values import PretrainingPlan
@@ -121,7 +121,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsMetadata]:
     """Read the shared tensors, role -> float32 CPU tensor, and the metadata of a weights file.
 
     Raises:
-        HSSLError: the file is missing, truncated, a pickle, of a newer version, or not a weights file of ours.
+        HSSLError: the file is missing, may not be read, is truncated, a pickle, of a newer version, or not one of ours.
     """
     with _opened(path) as file:
         metadata = _metadata(file, path)
@@ -140,9 +140,20 @@ def read_metadata(path: str | Path) -> WeightsMetadata:
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Whether a file begins as the format does: with the length of its header in 8 bytes, and then the header."""
-    with Path(path).open("rb") as file:
-        return file.read(9)[8:] == b"{"
+    """Whether a file begins as the format does: with the length of its header in 8 bytes, and then the header.
+
+    Raises:
+        HSSLError: it cannot be read.
+    """
+    return _start(Path(path), 9)[8:] == b"{"
+
+
+def _start(path: Path, count: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise cannot("read", path, error) from error
 
 
 def file_sha256(path: str | Path) -> str:
@@ -164,6 +175,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
     path = Path(path)
     if not path.is_file():
         raise _no_file(path)
+    _start(path, 0)  # safe_open calls a file that may not be read a missing one
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
             yield opened
@@ -180,10 +192,8 @@ def _no_file(path: Path) -> HSSLError:
 
 
 def _unreadable(path: Path, error: SafetensorError) -> HSSLError:
-    with path.open("rb") as file:
-        start = file.read(len(PICKLE_STARTS[0]))
     # the length of a header may look like a pickle
-    if start.startswith(PICKLE_STARTS) and not is_safetensors(path):
+    if _start(path, len(PICKLE_STARTS[0])).startswith(PICKLE_STARTS) and not is_safetensors(path):
         command = f"hssl import {shlex.quote(str(path))} -o imported.safetensors"
         return HSSLError(
             f"{path} is a pickle, which is never loaded. If it is a checkpoint of nnU-Net or nnssl, run `{command}` "

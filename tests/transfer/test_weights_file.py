@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.transfer.checkpoints import load_checkpoint
+from hssl_nnunet.transfer.import_checkpoint import import_checkpoint
 from hssl_nnunet.transfer.weights_file import file_sha256, load_weights, read_metadata, save_weights
 
 
@@ -183,3 +186,19 @@ def test_refused(tmp_path: Path, spoil, message: str, read) -> None:
     with pytest.raises(HSSLError, match=message) as error:
         read(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everywhere")
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_weights,
+        lambda path: import_checkpoint(path, path.with_name("w.safetensors")),
+        lambda path: load_checkpoint(path.rename(path.with_suffix(".pth"))),
+    ],
+)
+def test_a_file_that_may_not_be_read(tmp_path: Path, read) -> None:
+    path = tiny.write_weights(tmp_path / "given.safetensors")
+    path.chmod(0)
+    with pytest.raises(HSSLError, match=f"Cannot read {path.with_suffix('')}.*: Permission denied"):
+        read(path)
