@@ -66,8 +66,9 @@ def _run(path: str | Path, metadata: WeightsMetadata) -> Table:
 def _images(metadata: WeightsMetadata) -> str:
     if metadata.images is None:
         return "not known"
-    patients = {(image.dataset_name, image.patient) for image in metadata.images}
-    return f"{len(metadata.images)} of {len(patients)} patients in {len(metadata.domains)} domains"
+    patients = {image.patient for image in metadata.images}  # compared by name across all domains, as in a corpus
+    domains = {image.dataset_name for image in metadata.images}  # also those of the weights that it went on from
+    return f"{len(metadata.images)} of {len(patients)} patients in {len(domains)} domains"
 
 
 def _domains(metadata: WeightsMetadata) -> Table:
@@ -81,7 +82,7 @@ def _domains(metadata: WeightsMetadata) -> Table:
             str(seen[domain.dataset_name]) if metadata.images is not None else "not known",
             " ".join(f"{s:.3g}" for s in domain.spacing),
             " ".join(map(str, domain.patch_size)),
-            str(Topology.from_architecture(domain.architecture).n_stages),
+            str(Topology.from_architecture(domain.architecture, domain.dataset_name).n_stages),
         )
     return table
 

@@ -41,6 +41,15 @@ def test_everything_is_shown(tmp_path: Path) -> None:
         assert expected in text
 
 
+def test_a_person_of_several_datasets_is_one_patient_and_earlier_datasets_count(tmp_path: Path) -> None:
+    path = tmp_path / "hssl.safetensors"
+    earlier = (tiny.seen("STS_001", "Dataset051_CT"), tiny.seen("STS_002", "Dataset051_CT"))  # went on from these
+    save_weights(path, {}, {}, tiny.metadata(images=(*earlier, tiny.seen("STS_001"))))
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(render_inspection(path))
+    assert "3 of 2 patients in 2 domains" in stream.getvalue()
+
+
 def test_refuses_what_is_not_a_weights_file(tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="does not exist"):
         render_inspection(tmp_path / "hssl.safetensors")
