@@ -7,12 +7,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+from hssl_nnunet.corpus.cases import listed
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, read_cache
 from hssl_nnunet.paths import ENV_RAW
 from hssl_nnunet.preflight import DatasetJson, read_dataset, read_folds
 from hssl_nnunet.transfer.weights_file import WeightsMetadata
 
-SHOWN = 10  # cases named in a warning
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 
 
@@ -75,14 +75,14 @@ def content_hashes(folder: Path) -> dict[str, list[str]]:
     if not measured:
         return {}
     dataset, hashes = read_dataset(folder)[0], dict[str, list[str]]()
-    listed = _listed(dataset, folder.name)
+    cases = _cases_of_files(dataset, folder.name)
     for file, entry in measured.items():
-        case = listed.get(file) or CHANNEL_SUFFIX.sub("", Path(file).name.removesuffix(dataset.file_ending))
+        case = cases.get(file) or CHANNEL_SUFFIX.sub("", Path(file).name.removesuffix(dataset.file_ending))
         hashes.setdefault(case, []).extend(channel.content_hash for channel in entry.channels)
     return hashes
 
 
-def _listed(dataset: DatasetJson, name: str) -> dict[str, str]:
+def _cases_of_files(dataset: DatasetJson, name: str) -> dict[str, str]:
     """File -> case, where dataset.json lists the files: their names then say nothing of the case."""
     raw = Path(os.environ.get(ENV_RAW, "")).absolute() / name
     return {
@@ -107,16 +107,17 @@ def leakage_notes(metadata: WeightsMetadata, dataset_name: str, folder: Path) ->
     if metadata.images is None:
         of_this = f"of this very dataset, possibly of all its {len(cases)} validation cases" if seen else "not known"
         return [f"which images the imported weights have seen is {of_this}: {metadata.origin}."]
-    if not seen and set(cases) <= hashes.keys():
-        return []
-    if not seen:
-        return [
-            f"pretraining saw no validation case of {dataset_name} by name; copies under other names were not looked "
-            f"for, because the folder's {CACHE_FILE} (written by `hssl corpus`) does not hold all of them."
-        ]
-    shown = ", ".join(seen[:SHOWN]) + (f" and {len(seen) - SHOWN} more" if len(seen) > SHOWN else "")
-    return [
-        f"pretraining saw the images, never the masks, of {len(seen)} of {len(cases)} validation cases of "
-        f"{dataset_name}: {shown}. Scores on them are transductive; for a clean comparison leave them out with "
-        "`hssl corpus --exclude FILE` and pretrain again."
-    ]
+    notes = []
+    if seen:
+        notes.append(
+            f"pretraining saw the images, never the masks, of {len(seen)} of {len(cases)} validation cases of "
+            f"{dataset_name}: {listed(seen)}. Scores on them are transductive; for a clean comparison leave them out "
+            "with `hssl corpus --exclude FILE` and pretrain again."
+        )
+    if not set(cases) <= hashes.keys():
+        notes.append(
+            f"pretraining saw {'no other' if seen else 'no'} validation case of {dataset_name} by name; copies under "
+            f"other names were not looked for, because the folder's {CACHE_FILE} (written by `hssl corpus`) does not "
+            "hold all of them."
+        )
+    return notes

@@ -93,6 +93,14 @@ def test_silent_only_when_every_content_is_known(measured: Path) -> None:
     assert "by name" in note and CACHE_FILE in note
 
 
+def test_a_case_that_is_known_by_name_does_not_hide_that_copies_were_not_looked_for(measured: Path) -> None:
+    (measured / CACHE_FILE).unlink()
+    metadata = tiny.metadata(images=(tiny.seen("case_1", tiny.DATASET),))
+    first, second = leakage_notes(metadata, tiny.DATASET, measured)
+    assert "1 of 4 validation cases" in first and "case_1" in first
+    assert "no other validation case" in second and "copies under other names were not looked for" in second
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 1, "files": {"a": 3}}'])
 def test_a_damaged_cache_counts_as_none(measured: Path, content: str) -> None:
     (measured / CACHE_FILE).write_text(content)
