@@ -139,7 +139,9 @@ def _decide(role: str, shape: tuple[int, ...], shared: Sequence[int] | None) -> 
     steps = []
     if shape[:2] != shared[:2]:
         if shape[0] != shared[0] or not is_stem(role):
-            return "fresh", f"width {shape[1]} -> {shape[0]}, pretrained with {shared[1]} -> {shared[0]}"
+            source, target = (0, 1) if is_transposed(role) else (1, 0)
+            own, theirs = (f"{s[source]} -> {s[target]}" for s in (shape, shared))
+            return "fresh", f"width {own}, pretrained with {theirs}"
         one = "one-channel stem" if shared[1] == 1 else f"stem's {shared[1]} channels added up,"
         steps.append(f"{one} repeated {shape[1]} times and divided by {shape[1]}")
     kernel, full = _as_3d(shape[2:]), shared[2:]

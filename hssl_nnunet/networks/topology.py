@@ -49,8 +49,18 @@ class Topology:
 
         Raises:
             HSSLError: the network class is not a U-Net that shared weights are defined for, or a part of it is no class
-                of torch's or dynamic_network_architectures'.
+                of torch's or dynamic_network_architectures'; the entry lacks what we read, or has it in another form.
         """
+        try:
+            return cls._read(architecture, source)
+        except (LookupError, TypeError, ValueError) as error:
+            raise HSSLError(
+                f"The `architecture` of {source} does not describe a network as nnU-Net does: {error!r}. Correct it, "
+                "or plan the dataset again."
+            ) from None
+
+    @classmethod
+    def _read(cls, architecture: dict[str, Any], source: str) -> Topology:
         family = str(architecture["network_class_name"]).rsplit(".", 1)[-1]
         if family not in FAMILIES:
             raise HSSLError(

@@ -98,3 +98,20 @@ def test_a_network_class_of_another_package_is_not_imported() -> None:
     entry = architecture("Task04_Hippocampus", PLAIN, "3d_fullres")
     with pytest.raises(HSSLError, match="evil.PlainConvUNet"):
         Topology.from_architecture({**entry, "network_class_name": "evil.PlainConvUNet"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n_stages": None}, "TypeError"),
+        ({"strides": 2.5}, "TypeError"),
+        ({"features_per_stage": ["wide"]}, "ValueError"),
+    ],
+)
+def test_an_entry_that_was_spoilt_is_told(change: dict[str, object], said: str) -> None:
+    entry = architecture("Task04_Hippocampus", PLAIN, "3d_fullres")
+    entry["arch_kwargs"] |= change
+    with pytest.raises(HSSLError, match=f"`architecture` of a file does not describe a network .*: {said}.*Correct it"):
+        Topology.from_architecture(entry, "a file")
+    with pytest.raises(HSSLError, match="KeyError..network_class_name"):
+        Topology.from_architecture({}, "a file")
