@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,6 @@ import typer
 from hssl_nnunet.cli_options import (
     DEFAULT_CONFIGURATIONS,
     Configuration,
-    Configurations,
     OneDataset,
     TrainedPlans,
     show,
@@ -28,7 +28,10 @@ def seed(
         str | None,
         typer.Option("-p", help="Plans of the target; default: nnUNetPlans, else the weights'."),
     ] = None,
-    configurations: Configurations = DEFAULT_CONFIGURATIONS,
+    configurations: Annotated[
+        list[str] | None,
+        typer.Option("-c", metavar="CONFIGURATION...", help="nnU-Net's configurations; default: 3d_fullres."),
+    ] = None,
     pth: Annotated[
         Path | None, typer.Option("--pth", metavar="OUT", help="Also write a file for stock -pretrained_weights.")
     ] = None,
@@ -44,13 +47,13 @@ def seed(
     """
     name = dataset_name(dataset)
     if (preprocessed_dir() / name / MANIFEST).is_file():
-        _seed_corpus(name, weights, plans_name, pth or nnssl)
+        _seed_corpus(name, weights, plans_name, configurations or (), pth or nnssl)
         return
     from hssl_nnunet.transfer.report import render
     from hssl_nnunet.transfer.seeding import plans_to_seed, seed_target, seeded_plans_file
 
     plans_name = plans_name or plans_to_seed(dataset, weights)
-    reports = seed_target(dataset, weights, plans_name, configurations, pth, nnssl)
+    reports = seed_target(dataset, weights, plans_name, configurations or DEFAULT_CONFIGURATIONS, pth, nnssl)
     for report in reports.values():
         show(render(report, full=True))
     plans = seeded_plans_file(dataset, plans_name)
@@ -60,7 +63,9 @@ def seed(
         print(f"Next: {finetune_command(dataset, configuration, plans.stem)}")
 
 
-def _seed_corpus(corpus: str, weights: Path, plans_name: str | None, written: Path | None) -> None:
+def _seed_corpus(
+    corpus: str, weights: Path, plans_name: str | None, configurations: Sequence[str], written: Path | None
+) -> None:
     from hssl_nnunet.transfer.continuing import seed_corpus
     from hssl_nnunet.transfer.report import render
     from hssl_nnunet.which_plans import corpus_plans_name
@@ -68,7 +73,7 @@ def _seed_corpus(corpus: str, weights: Path, plans_name: str | None, written: Pa
     if written is not None:
         raise HSSLError(f"{corpus} is a corpus: {written} would start no training of stock nnU-Net. Name a target.")
     plans_name = plans_name or corpus_plans_name(corpus)
-    show(render(seed_corpus(corpus, weights, plans_name), full=True))
+    show(render(seed_corpus(corpus, weights, plans_name, configurations), full=True))
     print(f"Wrote the weights into {preprocessed_dir() / corpus / plans_name}.json")
     print(f"Next: hssl pretrain {corpus}")
 

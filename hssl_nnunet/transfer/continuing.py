@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,30 +22,38 @@ from hssl_nnunet.transfer.report import TransferReport
 from hssl_nnunet.transfer.weights_file import WeightsMetadata, file_sha256, load_weights
 
 
-def seed_corpus(corpus: str, weights: str | Path, plans_name: str) -> TransferReport:
+def seed_corpus(
+    corpus: str, weights: str | Path, plans_name: str, configurations: Sequence[str] = ()
+) -> TransferReport:
     """Report what a corpus takes from a weights file, and name that file in its plans: its pretraining goes on from it.
 
     Args:
         corpus: dataset name of the corpus.
         weights: the weights file.
         plans_name: plans of the corpus.
+        configurations: those that the user named: none, or the corpus' own.
 
     Returns:
         One entry for each shared tensor of the corpus; its segmentation layer reconstructs.
 
     Raises:
-        HSSLError: the weights are of another network family or cannot be read; the plans are none of a corpus.
+        HSSLError: the weights are of another network family or cannot be read; the plans are none of a corpus, or
+            lack one of the configurations.
     """
     path = preprocessed_dir() / corpus / f"{plans_name}.json"
     plans = read_plans(path)
-    block = corpus_block(plans, path)
+    block, own = corpus_block(plans, path), next(iter(plans["configurations"]))
+    if foreign := [name for name in configurations if name != own]:
+        raise HSSLError(
+            f"{corpus} is a corpus and is seeded whole: {path} has {own} alone, got -c {' '.join(foreign)}. Leave -c "
+            f"out: `{seed_command(corpus, weights, plans_name)}`."
+        )
     tensors, metadata = load_weights(weights)
     shared = SharedWeights([Topology.from_architecture(d.architecture, d.dataset_name) for d in block.domains])
     _check_family(metadata, shared, weights, path)
     plans["hssl"] |= {"weights": str(Path(weights).resolve()), "weights_sha256": file_sha256(weights)}
     write_json(path, plans)
-    configuration = next(iter(plans["configurations"]))
-    return TransferReport(dataset=corpus, configuration=configuration, entries=tuple(start_from(shared, tensors)))
+    return TransferReport(dataset=corpus, configuration=own, entries=tuple(start_from(shared, tensors)))
 
 
 def load_start(shared: SharedWeights, block: CorpusBlock, plans: Path) -> WeightsMetadata | None:

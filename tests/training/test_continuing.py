@@ -153,3 +153,17 @@ def test_seeding_a_corpus_from_the_command_line(
     with pytest.raises(SystemExit):
         cli.main(["seed", "-d", "900", "-w", str(weights), "--pth", "x.pth"])
     assert "is a corpus" in capsys.readouterr().err
+
+
+def test_a_corpus_is_seeded_in_its_own_configuration_alone(
+    corpus: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = plans_file(corpus).read_text()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["seed", "-d", "900", "-w", str(weights), "-c", "2d", "3d_fullres"])
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and "has 3d_fullres alone, got -c 2d. Leave -c out: `hssl seed -d Dataset900" in said
+    assert plans_file(corpus).read_text() == before
+    with pytest.raises(SystemExit) as end:
+        cli.main(["seed", "-d", "900", "-w", str(weights), "-c", "3d_fullres"])
+    assert end.value.code == 0
