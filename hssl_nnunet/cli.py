@@ -65,7 +65,7 @@ def hssl(
         raise typer.Exit
 
 
-@app.command("convert_msd", epilog="Example: hssl convert_msd -i Task04_Hippocampus/")
+@app.command("convert_msd", cls=ListCommand, epilog="Example: hssl convert_msd -i Task04_Hippocampus/")
 def convert_msd(
     source: Annotated[Path, typer.Option("-i", metavar="FOLDER", help="An MSD folder, TaskXX_Name.")],
     dataset_id: Annotated[
@@ -225,7 +225,7 @@ def finetune(
 
 
 app.command(cls=ListCommand, epilog="Example: hssl export -d 4 -o hippocampus.zip")(export)
-app.command("import", epilog="Example: hssl import checkpoint_final.pth -o rival.safetensors")(import_)
+app.command("import", cls=ListCommand, epilog="Example: hssl import checkpoint_final.pth -o rival.safetensors")(import_)
 app.command(epilog="Example: hssl inspect hssl.safetensors")(inspect)
 
 

@@ -104,7 +104,7 @@ def status(folder: BenchmarkFolder) -> None:
     show(status_table(folder))
 
 
-@benchmark_app.command("report", epilog="Example: hssl benchmark report benchmark")
+@benchmark_app.command("report", cls=ListCommand, epilog="Example: hssl benchmark report benchmark")
 def report(
     folder: BenchmarkFolder,
     output: Annotated[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +14,8 @@ from typer.core import TyperCommand
 
 DEFAULT_CONFIGURATIONS = ["3d_fullres"]
 WIDTH_IN_A_FILE = 160  # rich would cut tables at 80
+SEVERAL_LETTERS = re.compile(r"-[a-zA-Z][a-zA-Z_]")  # a flag and its value, as in `-d4` or `-c2d`, does not look so
+CLOSE = 0.5  # of `-cont` and `--c`
 
 PLAN_WITH_NNUNET = "plan with nnUNetv2_plan_experiment, which has it, and name the plans with `-p`."
 TRAIN_WITH_NNUNET = "type nnUNetv2_train, with the trainers that `hssl paths --export` shows to it."
@@ -34,26 +38,36 @@ NNUNET_FLAGS = {
 }
 
 
-def nnunet_flags(words: Sequence[str]) -> list[str]:
-    """Those of `NNUNET_FLAGS` among the words, each alone or with its value after `=`."""
-    flags = [word.partition("=")[0] for word in words]
-    return [flag for flag in flags if flag in NNUNET_FLAGS]
-
-
 def replaced_flags(words: Sequence[str]) -> list[str]:
-    """What there is instead of those of nnU-Net's flags that our commands do not have."""
-    return [f"{flag}: {NNUNET_FLAGS[flag]}" for flag in nnunet_flags(words)]
+    """What there is instead of those of nnU-Net's flags among the words that our commands do not have."""
+    flags = [word.partition("=")[0] for word in words]
+    return [f"{flag}: {NNUNET_FLAGS[flag]}" for flag in flags if flag in NNUNET_FLAGS]
+
+
+def unknown_flag(words: Sequence[str], options: Mapping[str, bool]) -> str | None:
+    """The first flag of one dash and several letters that a command lacks: click would take `-cont` for `-c ont`.
+
+    Args:
+        words: what was typed.
+        options: the command's flags, and whether each is without a value; a word after one that has a value is that.
+    """
+    for before, word in zip(("", *words), words, strict=False):
+        name = word.partition("=")[0]
+        if SEVERAL_LETTERS.match(word) and name not in options and options.get(before, True):
+            return name
+    return None
 
 
 class ListCommand(TyperCommand):
     """A command whose repeatable options also take several values after one flag, as nnU-Net's do: `-d 4 51 55`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse nnU-Net's flags that the command lacks, repeat the flags, then parse as usual."""
-        known = {flag for p in self.params for flag in p.opts}
-        for flag in nnunet_flags(args):
-            if flag not in known and not flag.startswith("--"):  # click would take `-pl=X` for `-p l=X`
-                ctx.fail(f"No such option: {flag}")
+        """Refuse a flag that the command lacks, repeat the flags, then parse as usual."""
+        options = {f: getattr(p, "is_flag", False) for p in self.params for f in p.opts if f.startswith("-")}
+        if flag := unknown_flag(args, options):
+            close = [] if flag in NNUNET_FLAGS else get_close_matches(flag, options, cutoff=CLOSE)
+            hint = f". Did you mean {' or '.join(close)}?" if close else ""
+            ctx.fail(f"No such option: {flag}{hint}")
         repeatable = {flag for p in self.params if getattr(p, "multiple", False) for flag in p.opts}
         return super().parse_args(ctx, with_repeated_flags(args, repeatable))
 

@@ -148,6 +148,28 @@ def test_a_flag_of_nnunets_own_commands_is_told_what_replaces_it(capsys, typed: 
     assert code == 2 and instead in said
 
 
+@pytest.mark.parametrize(
+    "typed, told",
+    [
+        ("finetune 4 3d_fullres 0 -cont", "No such option: -cont. Did you mean --c?"),
+        ("finetune 4 3d_fullres 0 -gpus 2", "No such option: -gpus. Did you mean -num_gpus"),
+        ("finetune 4 3d_fullres 0 -plans=X", "No such option: -plans. Did you mean -p?"),
+        ("corpus -d 4 -overwrite -o 900", "No such option: -overwrite. Did you mean --overwrite?"),
+        ("import file.pth -out rival.safetensors", "No such option: -out. Did you mean -o?"),
+        ("convert_msd -i folder -xyzzy", "No such option: -xyzzy"),
+        ("benchmark report folder -output page.html", "No such option: -output"),
+    ],
+)
+def test_an_unknown_flag_of_one_dash_is_not_taken_for_one_of_a_letter(capsys, typed: str, told: str):
+    code, said = failure(capsys, *typed.split())
+    assert code == 2 and told in " ".join(said.replace("│", "").split())
+
+
+def test_what_looks_like_a_flag_after_an_option_is_its_value():
+    assert parsed("slurm chain 900 -t 4 --sbatch '-pgpu -A us'")["sbatch"] == "-pgpu -A us"
+    assert parsed("export -d4 -o out -c2d -f 0 1")["configuration"] == "2d"
+
+
 def test_corpus_says_how_to_go_on_after_a_repair(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     found = SimpleNamespace(
         notes=["a note"],
