@@ -20,7 +20,7 @@ from hssl_nnunet.paths import FINAL_CHECKPOINT, WEIGHTS_FILE, dataset_name, mode
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
 from hssl_nnunet.preflight import preprocessed_otherwise
 from hssl_nnunet.remedies import finetune_command, seed_command
-from hssl_nnunet.transfer.checkpoints import load_checkpoint
+from hssl_nnunet.transfer.checkpoints import load_checkpoint, save_checkpoint
 from hssl_nnunet.transfer.seeding import target_network
 from hssl_nnunet.typed_json import differences
 
@@ -29,7 +29,8 @@ OF_TRAINER = {"nnUNetTrainerHSSLScratch": "_Scratch", "nnUNetTrainerHSSLVanilla"
 FINGERPRINT = "dataset_fingerprint.json"
 LABELS = ("labels", "regions_class_order", "channel_names", "modality", "file_ending")  # of dataset.json
 EXTRAS = ("progress.png", "validation/summary.json")  # of a fold; as nnU-Net's own export takes them
-POSTPROCESSING = "crossval_results_folds_*"
+# of the folds together, as its own export takes them: beside them lie the patients' segmentations and private plans
+MERGED = ("summary.json", "postprocessing.pkl", "postprocessing.json")
 
 
 def export_model(
@@ -105,9 +106,11 @@ def trained_plans_name(dataset: str | int, trainer: str, configuration: str) -> 
     base = results_dir() / dataset_name(dataset)
     folders = base.glob(f"{trainer}__*__{configuration}")
     found = sorted(folder.name.removeprefix(f"{trainer}__").removesuffix(f"__{configuration}") for folder in folders)
-    if len(found) < 2 or DEFAULT_PLANS + SEEDED_SUFFIX in found:
-        return DEFAULT_PLANS + SEEDED_SUFFIX if len(found) > 1 else next(iter(found), None)
-    raise HSSLError(f"{base} holds models of several plans: {', '.join(found)}. Choose one with -p.")
+    if (usual := DEFAULT_PLANS + SEEDED_SUFFIX) in found:
+        return usual
+    if len(found) > 1:
+        raise HSSLError(f"{base} holds models of several plans: {', '.join(found)}. Choose one with -p.")
+    return next(iter(found), None)
 
 
 def exported_plans_name(plans_name: str, trainer: str) -> str:
@@ -179,14 +182,14 @@ def _build(source: Path, model: Path, plans_name: str, folds: list[Path], checkp
     """Write the model's folder; returns what each fold was trained with, nnU-Net's `init_args`."""
     trained: dict[str, dict[str, Any]] = {}
     _copy_if_there(source / FINGERPRINT, model / FINGERPRINT)
-    for path in source.glob(f"{POSTPROCESSING}/*.*"):
-        _copy_if_there(path, model / path.relative_to(source))
+    merged = f"crossval_results_folds_{'_'.join(fold.name.removeprefix('fold_') for fold in folds)}"
+    for name in MERGED:
+        _copy_if_there(source / merged / name, model / merged / name)
     for fold in folds:
         content = _stock_checkpoint(fold / checkpoint, plans_name)
         trained[fold.name] = content["init_args"]
         _check_alike(trained, fold)
-        with written_whole(model / fold.name / checkpoint) as temporary, temporary.open("wb") as file:
-            torch.save(content, file)
+        save_checkpoint(model / fold.name / checkpoint, content)
         for name in EXTRAS:
             _copy_if_there(fold / name, model / fold.name / name)
     first = trained[folds[0].name]
@@ -242,6 +245,8 @@ def _copy_if_there(source: Path, target: Path) -> None:
 def _stock_checkpoint(path: Path, plans_name: str) -> dict[str, Any]:
     """What prediction needs of a checkpoint: no optimiser, no log, no random states."""
     content = load_checkpoint(path)
+    if lacking := [key for key in ("network_weights", "init_args") if key not in content]:
+        raise HSSLError(f"{path} lacks `{lacking[0]}`, hence is no checkpoint of a training. Choose one with `-chk`.")
     init_args = {**content["init_args"], "plans": _public(content["init_args"]["plans"], path, plans_name)}
     _check_stock_network(content["network_weights"], init_args, path)
     return {

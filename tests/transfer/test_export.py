@@ -77,8 +77,10 @@ def model(results: Path) -> Path:
     (folder / "fold_0" / "progress.png").write_bytes(b"png")
     (folder / "fold_0" / "validation" / "summary.json").write_text("{}")
     (folder / "fold_0" / "validation" / "case_0.nii.gz").write_bytes(b"a patient's segmentation")
-    (folder / "crossval_results_folds_0").mkdir()
-    (folder / "crossval_results_folds_0" / "postprocessing.json").write_text("{}")
+    for folds in ("0", "0_1"):
+        (folder / f"crossval_results_folds_{folds}").mkdir()
+        for name in ("postprocessing.json", "plans.json", "case_0.nii.gz"):  # the last two are nobody else's business
+            (folder / f"crossval_results_folds_{folds}" / name).write_text("{}")
     torch.manual_seed(0)
     write_checkpoint(folder / "fold_0" / "checkpoint_final.pth", tiny_network())
     write_checkpoint(folder / "fold_1" / "checkpoint_best.pth", tiny_network())
@@ -302,6 +304,12 @@ def test_fold_that_is_not_there(model: Path, tmp_path: Path, folds: tuple) -> No
 def test_no_fold_at_all(model: Path, tmp_path: Path) -> None:
     with pytest.raises(HSSLError, match="in any fold.*fold_0/checkpoint_final.pth"):
         export(tmp_path, checkpoint="checkpoint_latest.pth")
+
+
+def test_weights_that_no_training_has_written(model: Path, tmp_path: Path) -> None:
+    torch.save({"network_weights": tiny_network().state_dict()}, model / "fold_0" / "seeded.pth")
+    with pytest.raises(HSSLError, match="fold_0/seeded.pth lacks `init_args`, hence is no checkpoint.*`-chk`"):
+        export(tmp_path / "out", checkpoint="seeded.pth")
 
 
 def test_pretraining_run(model: Path, tmp_path: Path) -> None:
