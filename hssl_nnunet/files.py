@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +13,15 @@ from typing import Any
 
 from hssl_nnunet.errors import HSSLError
 
+# a writer that was killed is known by its silence: its process id means nothing to other machines and containers
+ABANDONED_S = 3600.0
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
+
+    What earlier writers of `path` left when they were killed is removed first: it may be what fills the disk.
 
     Raises:
         HSSLError: the disk is full, the folder cannot be written, or `path` is a folder.
@@ -25,6 +32,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             raise HSSLError(f"Cannot write {path}: it is a folder. Name a file.")
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -32,6 +40,14 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # one of its own would hide the error above
             temporary.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of `path` that nobody has written to for an hour."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):  # another process may remove it at the same time
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink()
 
 
 def cannot(do: str, path: str | Path, error: OSError) -> HSSLError:

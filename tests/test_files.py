@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_an_interrupted_write_leaves_the_file_of_before(tmp_path: Path) -> None:
         raise KeyError
     assert read_json(tmp_path / "a.json") == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    killed, alive, of_another = (tmp_path / name for name in (".a[1].pth.7.tmp", ".a[1].pth.8.tmp", ".b.pth.7.tmp"))
+    for file in (killed, alive, of_another):
+        file.write_text("half")
+    for file in (killed, of_another):
+        os.utime(file, (0, 0))
+    write_json(tmp_path / "a[1].pth", [1])
+    assert sorted(tmp_path.iterdir()) == sorted([alive, of_another, tmp_path / "a[1].pth"])
 
 
 def test_a_folder_is_no_json(tmp_path: Path) -> None:
