@@ -104,7 +104,7 @@ def package(name: str, version: str) -> Check:
 
 
 def folders() -> Iterator[Check]:
-    """nnU-Net's three folders: set, existing, writable, with room."""
+    """nnU-Net's three folders: set, existing, writable (the raw one for converting alone), with room."""
     for variable in (ENV_RAW, ENV_PREPROCESSED, ENV_RESULTS):
         yield folder(variable)
 
@@ -124,8 +124,7 @@ def folder(variable: str) -> Check:
     if not is_folder:
         return Check("failed", variable, f"{value} does not exist", f"mkdir -p {shlex.quote(value)}")
     if not os.access(value, os.W_OK):
-        remedy = f"chmod u+w {shlex.quote(value)}, or name another folder"
-        return Check("failed", variable, f"{value} is not writable", remedy)
+        return _not_writable(variable, value)
     free = shutil.disk_usage(value).free
     found = f"{value}, {free / GIB:.0f} GiB free"
     if not path.is_absolute():
@@ -134,6 +133,14 @@ def folder(variable: str) -> Check:
     if free < LITTLE_DISK_BYTES:
         return Check("warning", variable, found, "Free some space: preprocessed data are larger than the raw images.")
     return Check("ok", variable, found)
+
+
+def _not_writable(variable: str, value: str) -> Check:
+    remedy = f"chmod u+w {shlex.quote(value)}, or name another folder"
+    if variable != ENV_RAW:
+        return Check("failed", variable, f"{value} is not writable", remedy)
+    found = f"{value} is not writable: enough to read raw data, not for `hssl convert_msd`"
+    return Check("warning", variable, found, f"To convert: {remedy}.")
 
 
 def shell_variable() -> Check:

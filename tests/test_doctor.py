@@ -61,6 +61,14 @@ def test_a_file_in_place_of_a_folder_is_not_to_be_made(monkeypatch: pytest.Monke
     assert check.remedy.startswith(f"export {ENV_RAW}=")
 
 
+def test_raw_data_that_can_only_be_read_are_no_failure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    raw, preprocessed = doctor.folder(ENV_RAW), doctor.folder(ENV_PREPROCESSED)
+    assert (raw.status, preprocessed.status) == ("warning", "failed")
+    assert "not for `hssl convert_msd`" in raw.found and raw.remedy.startswith("To convert: chmod u+w ")
+    assert preprocessed.found.endswith("is not writable")
+
+
 def test_a_folder_that_may_not_be_looked_at_is_told(monkeypatch: pytest.MonkeyPatch):
     def closed(_: Path) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied")
