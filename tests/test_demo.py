@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from hssl_nnunet.corpus.cases import read_raw_dataset
 from hssl_nnunet.corpus.convert import convert_msd
 from hssl_nnunet.corpus.manifest import read_manifest
-from hssl_nnunet.demo import phantoms
+from hssl_nnunet.demo import phantoms, run
 from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, make_case
 from hssl_nnunet.demo.picture import mean_dice
 from hssl_nnunet.demo.run import Journal, run_demo
@@ -145,6 +145,19 @@ def test_a_case_without_the_label_does_not_count():
     assert mean_dice(cases, "spleen") == 0.5
     assert mean_dice(cases, "mean") == 0.5
     assert math.isnan(mean_dice([{"spleen": math.nan}], "spleen"))
+
+
+def test_what_was_removed_of_a_finished_demo_is_made_again(tmp_path, nnunet_folders, monkeypatch):
+    stages = dict.fromkeys(("finetune seeded", "export seeded", "predict seeded"), 1.0)
+    journal, demo = Journal(tmp_path, stages), run.Demo(tmp_path, {}, {})
+    model = demo.model("seeded") / TARGET.dataset_name / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    prediction, made = demo.predictions("seeded") / "case.nii.gz", []
+    prediction.parent.mkdir(parents=True)
+    monkeypatch.setattr(run, "_export", lambda *_: (made.append(model), model.mkdir(parents=True)))
+    monkeypatch.setattr(run, "_predict", lambda *_: (made.append(prediction), prediction.touch()))
+    for _ in range(2):
+        run._train_and_predict(demo, journal, "seeded")
+    assert made == [model, prediction] and journal.seconds.keys() == stages.keys()
 
 
 @pytest.mark.slow

@@ -255,6 +255,9 @@ def _train_and_predict(demo: Demo, journal: Journal, arm: str) -> None:
     training, model, output = ARMS[arm], demo.model(arm), demo.predictions(arm)
     command = f"hssl finetune {TARGET.number} {CONFIGURATION} {training.fold}{' --scratch' * (arm == 'scratch')}"
     _train(journal, f"finetune {arm}", command, training)
+    for stage, made in ((f"export {arm}", model.glob("Dataset*/*")), (f"predict {arm}", output.glob("*.nii.gz"))):
+        if not any(made):
+            journal.seconds.pop(stage, None)  # what an earlier run made was removed since: made again
     command = _command(f"hssl export -d {TARGET.number} -tr {training.trainer} -o", model)
     journal.run(f"export {arm}", command, partial(_export, training, model))
     (exported,) = model.glob("Dataset*/*")
