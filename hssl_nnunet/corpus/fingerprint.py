@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from hssl_nnunet.corpus.parallel import map_cases
-from hssl_nnunet.corpus.whole_file import cause_of, voxels_are_finite
+from hssl_nnunet.corpus.whole_file import cause_of, too_large, voxels_are_finite
 from hssl_nnunet.files import write_json
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -110,7 +110,7 @@ def content_hash(volume: NDArray[Any]) -> str:
         32 hexadecimal digits (BLAKE2b, 128 bit).
 
     Raises:
-        ValueError: the voxels are all equal, or some are not finite.
+        ValueError: the voxels are all equal, or some are not finite or too large for a z-score.
     """
     digest = hashlib.blake2b(repr(tuple(volume.shape)).encode(), digest_size=16)
     voxels = np.ascontiguousarray(volume).reshape(-1)
@@ -124,6 +124,8 @@ def content_hash(volume: NDArray[Any]) -> str:
         digest.update(chunk.data)
     if lowest == highest:
         raise ValueError(f"is constant: every voxel is {lowest:g}")
+    if largest := too_large(lowest, highest):
+        raise ValueError(largest)
     return digest.hexdigest()
 
 

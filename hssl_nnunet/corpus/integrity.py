@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hssl_nnunet.corpus.cases import Case
-from hssl_nnunet.corpus.whole_file import DamagedFileError, cause_of, voxels_are_finite
+from hssl_nnunet.corpus.whole_file import DamagedFileError, cause_of, too_large, voxels_are_finite
 from hssl_nnunet.files import read_json, remove_file, write_json
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.typed_json import parse
@@ -20,6 +20,8 @@ QUARANTINE_FILE = "hssl_quarantine.json"
 EXIT_QUARANTINED = 3  # done, but something had to be left out
 TOLERANCE = 1e-3  # of spacing (relative) and of direction cosines: headers are stored as float32
 EXPORT_AGAIN = "Copy or export it again."
+AGAIN_OR_REMOVE = "Export the image again, or remove the case."
+BY_BACKGROUND = "Replace them by the value of the background."
 ORIGIN_TOLERANCE = 0.1  # voxels: less is rounding, more is a shift between image and mask
 
 Finding = tuple[str, str]  # what, remedy
@@ -139,7 +141,7 @@ def _read(file: Path, reader: type[Any]) -> tuple[npt.NDArray[np.float32] | None
     )
     if finite and np.isfinite(data).all():
         return data, grid, []
-    return data, grid, [("the file holds NaN or infinite voxels", "Replace them by the value of the background.")]
+    return data, grid, [("the file holds NaN or infinite voxels", BY_BACKGROUND)]
 
 
 def _check_image(file: Path, reader: type[Any]) -> tuple[list[Finding], _Grid | None, int]:
@@ -147,10 +149,14 @@ def _check_image(file: Path, reader: type[Any]) -> tuple[list[Finding], _Grid | 
     data, grid, findings = _read(file, reader)
     if data is None:
         return findings, None, 0
-    constant = [c for c in range(len(data)) if data[c].min() == data[c].max()]
-    if constant:
-        what = f"every voxel of the image has the value {float(data[constant[0]].flat[0]):g}"
-        findings.append((what, "Export the image again, or remove the case."))
+    for channel in data:
+        low, high = float(channel.min()), float(channel.max())
+        if low == high:
+            findings.append((f"every voxel of the image has the value {low:g}", AGAIN_OR_REMOVE))
+            break
+        if largest := too_large(low, high):
+            findings.append((f"the image {largest}", BY_BACKGROUND))
+            break
     return findings, grid, len(data)
 
 

@@ -13,6 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 CHUNK_BYTES = 1 << 20
+LARGEST = 1e15  # voxel: the squares of 10^8 such, which a z-score sums in float32, are finite
 GZIP_START = b"\x1f\x8b"
 
 
@@ -23,6 +24,19 @@ class DamagedFileError(ValueError):
 def cause_of(error: Exception) -> str:
     """The last line of an error: SimpleITK puts the cause there."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def too_large(low: float, high: float) -> str | None:
+    """What is wrong with finite voxels, as of a fill value, that make the normalised image NaN or nothing but zeros.
+
+    Args:
+        low: the least of an image's voxels.
+        high: the largest.
+    """
+    largest = low if -low > high else high
+    return (
+        f"has voxels of {largest:g}, too large for a z-score in float32" if LARGEST < abs(largest) < math.inf else None
+    )
 
 
 def voxels_are_finite(file: str | Path) -> bool:

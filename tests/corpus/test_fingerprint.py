@@ -115,6 +115,8 @@ def damaged_files(folder: Path) -> dict[str, str]:
     """File and the word that its reason must hold."""
     floats = VOXELS.astype(np.float32)
     floats[0, 0, 0] = np.nan
+    filled = VOXELS.astype(np.float32)
+    filled[0, 0, 0] = np.finfo(np.float32).min
     truncated = folder / "truncated.nii.gz"
     draw = np.random.default_rng(0)
     write(truncated, draw.integers(0, 1000, (30, 30, 30)).astype(np.int16))
@@ -124,6 +126,7 @@ def damaged_files(folder: Path) -> dict[str, str]:
     (folder / "text.nii.gz").write_text("not an image")
     return {
         write(folder / "nan.mha", floats): "NaN",  # ITK's NIfTI reader would replace it by 0, for nnU-Net too
+        write(folder / "filled.mha", filled): "voxels of -3.4",
         write(folder / "constant.nii.gz", np.full((4, 4, 4), 7, np.int16)): "constant: every voxel is 7",
         str(truncated): "truncated",
         str(half): "truncated",
