@@ -70,10 +70,10 @@ class ChunkOutput:
     @classmethod
     def joined(cls, parts: Sequence[ChunkOutput]) -> ChunkOutput:
         """The outputs of a chunk's images, one by one, as that of the chunk."""
-        pooled, places = (zip(*of, strict=True) for of in zip(*((p.pooled, p.places) for p in parts), strict=True))
+        pooled = [torch.cat(level, dim=1) for level in zip(*(p.pooled for p in parts), strict=True)]
+        places = [torch.cat(level, dim=1) for level in zip(*(p.places for p in parts), strict=True)]
         predictions = [part.prediction for part in parts if part.prediction is not None]
-        whole = [torch.cat(level, dim=1) for level in pooled], [torch.cat(level, dim=1) for level in places]
-        return cls(*whole, torch.cat(predictions) if predictions else None)
+        return cls(pooled, places, torch.cat(predictions) if predictions else None)
 
 
 class HSSLNetwork(nn.Module):
