@@ -44,8 +44,30 @@ def check_images(checkpoint: Mapping[str, Any], path: str, rows: Sequence[ImageR
         )
 
 
+def plan_of(
+    checkpoint: Mapping[str, Any], path: str, plan: PretrainingPlan | FinetuningPlan
+) -> PretrainingPlan | FinetuningPlan:
+    """The plan that a checkpoint was trained by.
+
+    Args:
+        checkpoint: nnU-Net's, of a pretraining or a fine-tuning.
+        path: its file.
+        plan: the plan now, of the same kind.
+    """
+    return parse(type(plan), checkpoint["init_args"]["plans"]["hssl"][_key(plan)], path)
+
+
+def _key(plan: PretrainingPlan | FinetuningPlan) -> str:
+    return "pretraining" if isinstance(plan, PretrainingPlan) else "finetuning"
+
+
 def changed_values(
-    checkpoint: Mapping[str, Any], path: str, plan: PretrainingPlan | FinetuningPlan, state: Mapping[str, Tensor]
+    checkpoint: Mapping[str, Any],
+    path: str,
+    plan: PretrainingPlan | FinetuningPlan,
+    state: Mapping[str, Tensor],
+    *,
+    trains: bool,
 ) -> list[str]:
     """Plan values that differ from those of a checkpoint and leave network and optimiser what they were.
 
@@ -54,15 +76,15 @@ def changed_values(
         path: its file.
         plan: the plan now.
         state: the network's parameters and buffers now.
+        trains: whether steps are left, which need the optimiser.
 
     Raises:
         HSSLError: the values stand for another network or optimiser than the checkpoint's.
     """
-    key = "pretraining" if isinstance(plan, PretrainingPlan) else "finetuning"
-    before = parse(type(plan), checkpoint["init_args"]["plans"]["hssl"][key], path)
-    changed = differences(f"hssl.{key}", to_json(before), to_json(plan))
+    before = plan_of(checkpoint, path, plan)
+    changed = differences(f"hssl.{_key(plan)}", to_json(before), to_json(plan))
     then, now = ({name: t.shape for name, t in s.items()} for s in (checkpoint["network_weights"], state))
-    if then != now or before.optimizer != plan.optimizer:
+    if then != now or (trains and before.optimizer != plan.optimizer):
         raise HSSLError(
             f"{path} holds another network or optimiser than the plans describe now: "
             f"{'; '.join(changed) or 'domains or architecture have changed'}. Put that back, or move the folder away "

@@ -10,7 +10,7 @@ from torch import nn
 from hssl_nnunet.files import written_whole
 from hssl_nnunet.plan_values import FinetuningPlan, PretrainingPlan
 from hssl_nnunet.training.optimizer import load_optimizer
-from hssl_nnunet.training.resume import changed_values
+from hssl_nnunet.training.resume import changed_values, plan_of
 
 
 class PlannedTrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -42,6 +42,8 @@ class PlannedTrainer(nnUNetTrainer):  # type: ignore[misc]
     def go_on_from(self, checkpoint: dict[str, Any], path: str, network: nn.Module) -> None:
         """Take up weights, optimiser, scaler, log and epoch; the plan's values are those of now, and said if changed.
 
+        Where no step is left, as in a validation, the plan may name another optimiser: the checkpoint's is left out.
+
         Args:
             checkpoint: content of `path`.
             path: the checkpoint's file.
@@ -50,10 +52,12 @@ class PlannedTrainer(nnUNetTrainer):  # type: ignore[misc]
         Raises:
             HSSLError: it holds another network or optimiser.
         """
-        if changed := changed_values(checkpoint, path, self.plan, network.state_dict()):
+        trains = checkpoint["current_epoch"] < self.num_epochs
+        if changed := changed_values(checkpoint, path, self.plan, network.state_dict(), trains=trains):
             self.print_to_log_file(f"WARNING: goes on with other values: {'; '.join(changed)}")
         network.load_state_dict(checkpoint["network_weights"])
-        load_optimizer(self.optimizer, checkpoint["optimizer_state"])
+        if plan_of(checkpoint, path, self.plan).optimizer == self.plan.optimizer:
+            load_optimizer(self.optimizer, checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.logger.load_checkpoint(checkpoint["logging"])

@@ -396,6 +396,10 @@ def test_a_resumed_run_takes_edited_values_says_so_and_refuses_another_optimiser
     assert state["step"] > 0 and state["exp_avg"].any()  # it goes on from where it was
     with pytest.raises(HSSLError, match=r"another network or optimiser.*optimizer"):
         target(num_epochs=2, warmup_epochs=0, optimizer="sgd").load_checkpoint(path)
+    validated = target(num_epochs=1, warmup_epochs=0, optimizer="sgd")
+    validated.load_checkpoint(path)  # no step is left that would need the optimiser
+    weights = load_checkpoint(path)["network_weights"]
+    assert all(torch.equal(t, weights[name]) for name, t in validated.stock_network().state_dict().items())
 
 
 def test_stock_plans_are_refused(target: Any, nnunet_folders: dict[str, Path]) -> None:
