@@ -90,7 +90,12 @@ def plan_and_preprocess(
         str | None,
         typer.Option("-p", help="Plans that are there, used as they are instead of a preset."),
     ] = None,
-    num_processes: NumProcesses = None,
+    num_processes: Annotated[
+        list[int] | None,
+        typer.Option(
+            "-np", min=1, metavar="N...", help="Processes, one number or one for each -c; default: by the machine."
+        ),
+    ] = None,
     fingerprint_processes: Annotated[
         int | None,
         typer.Option("-npfp", min=1, help="Processes of check and fingerprint; default: as -np."),

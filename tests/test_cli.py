@@ -85,10 +85,11 @@ def test_several_datasets_after_one_flag():
     params = parsed("plan_and_preprocess -d 4 Dataset051_Sarcoma 55 -c 2d 3d_fullres --preset cpu -np 3")
     assert params["datasets"] == ["4", "Dataset051_Sarcoma", "55"]
     assert params["configurations"] == ["2d", "3d_fullres"]
-    assert (params["preset"], params["num_processes"]) == ("cpu", 3)
+    assert (params["preset"], params["num_processes"]) == ("cpu", [3])
     params = parsed("plan_and_preprocess -d 4 --verify_dataset_integrity -c 2d 3d_fullres -npfp 2")
     assert params["configurations"] == ["2d", "3d_fullres"]
-    assert (params["fingerprint_processes"], params["num_processes"]) == (2, None)
+    assert params["fingerprint_processes"] == 2 and not params["num_processes"]
+    assert parsed("plan_and_preprocess -d 4 -c 2d 3d_fullres -np 8 4")["num_processes"] == [8, 4]
     params = parsed("plan_and_preprocess -d 4 -p MyResEnc")
     assert (params["preset"], params["plans_name"]) == (None, "MyResEnc")
 
@@ -96,6 +97,11 @@ def test_several_datasets_after_one_flag():
 def test_a_preset_and_plans_exclude_each_other(capsys: pytest.CaptureFixture[str], nnunet_folders):
     code, said = failure(capsys, *"plan_and_preprocess -d 4 -p MyResEnc --preset cpu".split())
     assert code == 1 and "--preset cpu and -p MyResEnc" in said
+
+
+def test_processes_are_one_number_or_one_for_each_configuration(capsys: pytest.CaptureFixture[str], nnunet_folders):
+    code, said = failure(capsys, *"plan_and_preprocess -d 4 -c 2d 3d_fullres 3d_lowres -np 8 4".split())
+    assert code == 1 and "Got 2 numbers of processes, -np 8 4, for 3 configuration(s)" in said
 
 
 def test_a_command_for_one_dataset_refuses_two(capsys: pytest.CaptureFixture[str]):

@@ -8,7 +8,7 @@ training never looks. Cases that fail a check are quarantined: left out, listed,
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +114,7 @@ class _Request:
     preset: Preset | None
     plans_name: str
     configurations: tuple[str, ...]
-    num_processes: int
+    num_processes: dict[str, int]  # of each configuration
     fingerprint_processes: int
 
 
@@ -122,7 +122,7 @@ def plan_and_preprocess(
     datasets: Sequence[str | int],
     configurations: Sequence[str] = ("3d_fullres",),
     preset: str | None = None,
-    num_processes: int | None = None,
+    num_processes: int | Sequence[int] | None = None,
     plans_name: str | None = None,
     fingerprint_processes: int | None = None,
 ) -> Report:
@@ -133,27 +133,42 @@ def plan_and_preprocess(
         configurations: of `2d`, `3d_fullres`, `3d_lowres`, or of the plans named; one that a dataset's plans lack is
             noted.
         preset: name of a `plans/preset_<name>.json`; default: `default`.
-        num_processes: worker processes; default: nnU-Net's, but not more than there are processors.
+        num_processes: worker processes, one number for all or one for each configuration; default: nnU-Net's, but not
+            more than there are processors.
         plans_name: plans that are there, of any planner, to use as they are; None = plan by the preset.
-        fingerprint_processes: worker processes that check the cases and take the fingerprint; default: as many.
+        fingerprint_processes: worker processes that check the cases and take the fingerprint; default: the most
+            of a configuration.
 
     Returns:
         Counts per dataset, and the problems of the quarantined cases.
 
     Raises:
-        HSSLError: see `check_request`; disk full, a worker out of memory, or no dataset's plans have any of the
-            configurations.
+        HSSLError: see `check_request`; other numbers of processes than configurations; disk full, a worker out of
+            memory, or no dataset's plans have any of the configurations.
     """
+    processes = _processes(configurations, num_processes or default_processes())
     raw = check_request(datasets, configurations, preset, plans_name)  # all of them, before the first long step
     chosen = load_preset(preset or DEFAULT_PRESET) if plans_name is None else None
     name = chosen.plans_name if chosen else str(plans_name)
-    processes = num_processes or default_processes()
-    request = _Request(chosen, name, tuple(configurations), processes, fingerprint_processes or processes)
+    most = fingerprint_processes or max(processes.values())
+    request = _Request(chosen, name, tuple(configurations), processes, most)
     reports = tuple(_one_dataset(dataset, request) for dataset in raw)
     lacking = [r.lacking for r in reports if r.lacking]
     if lacking and len(lacking) == len(reports):
         raise HSSLError(f"{'; '.join(lacking)}. Choose one of these with -c.")
     return Report(name, reports)
+
+
+def _processes(configurations: Sequence[str], given: int | Sequence[int]) -> dict[str, int]:
+    """Worker processes of each configuration, as nnU-Net's `-np` gives them."""
+    numbers = [given] if isinstance(given, int) else given
+    if len(numbers) not in (1, len(configurations)):
+        raise HSSLError(
+            f"Got {len(numbers)} numbers of processes, -np {' '.join(map(str, numbers))}, for {len(configurations)} "
+            f"configuration(s), -c {' '.join(configurations)}. Give one number for all, or one for each."
+        )
+    each = numbers if len(numbers) == len(configurations) else [numbers[0]] * len(configurations)
+    return dict(zip(configurations, each, strict=True))
 
 
 def check_request(
@@ -218,7 +233,7 @@ def _one_dataset(dataset: RawDataset, request: _Request) -> DatasetReport:
             _preprocess_labelled(dataset, labelled, plans, planned, request.num_processes, before)
     with _explained(dataset.name):
         for configuration in planned:
-            _preprocess_unlabelled(dataset, unlabelled, plans, configuration, request.num_processes)
+            _preprocess_unlabelled(dataset, unlabelled, plans, configuration, request.num_processes[configuration])
     return replace(report, labelled=len(labelled), unlabelled=len(unlabelled))
 
 
@@ -256,7 +271,7 @@ def _preprocess_labelled(
     cases: Sequence[Case],
     plans: PlansManager,
     configurations: Sequence[str],
-    num_processes: int,
+    num_processes: Mapping[str, int],
     before: DatedPlans,
 ) -> None:
     """The files of nnU-Net's own preprocessing; cases that are done and current stay, so that a stopped run goes on.
@@ -275,10 +290,10 @@ def _preprocess_labelled(
                 write_json(folder / LABELLED_RECIPE_FILE, recipe)
             folder.rename(unfinished)
         keep_only(unfinished, cases, recipe, unfinished / LABELLED_RECIPE_FILE)
-        preprocess_cases(dataset, cases, plans, configuration, unfinished, num_processes)
+        preprocess_cases(dataset, cases, plans, configuration, unfinished, num_processes[configuration])
         unfinished.rename(folder)
     with _quiet():
-        preprocess_dataset(dataset_id(dataset.name), plans.plans_name, (), [num_processes])  # copies the masks, no more
+        preprocess_dataset(dataset_id(dataset.name), plans.plans_name, (), [1])  # copies the masks, no more
 
 
 def _preprocess_unlabelled(

@@ -309,20 +309,35 @@ def test_labels_without_masks_are_noted(nnunet_folders: Folders) -> None:
     assert (report.datasets[0].labelled, report.datasets[0].unlabelled) == (0, 2)
 
 
-def test_the_fingerprint_may_have_processes_of_its_own(
-    nnunet_folders: Folders, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many processes each long step is given; none is started."""
     used: dict[str, int] = {}
 
     def recorded(function: Callable[..., Any], cases: list[Any], num_processes: int, description: str) -> Any:
-        used[description.partition(" ")[0]] = num_processes
+        used[description] = num_processes
         return map(function, cases)
 
     for module in (outputs, planning, screening):
         monkeypatch.setattr(module, "map_cases", recorded)
+    return used
+
+
+def test_the_fingerprint_may_have_processes_of_its_own(nnunet_folders: Folders, processes: dict[str, int]) -> None:
     dataset(nnunet_folders["nnUNet_raw"], training="a", masks=False)
     plan_and_preprocess([31], num_processes=3, fingerprint_processes=2)
-    assert used == {"Checking": 2, "Extracting": 2, "Preprocessing": 3}
+    assert list(processes.values()) == [2, 2, 3]
+
+
+def test_each_configuration_may_have_processes_of_its_own(nnunet_folders: Folders, processes: dict[str, int]) -> None:
+    dataset(nnunet_folders["nnUNet_raw"], training="ab", masks=False)
+    plan_and_preprocess([31], ["2d", "3d_fullres"], num_processes=[2, 4])
+    assert processes == {
+        f"Checking {NAME}": 4,
+        "Extracting dataset fingerprint": 4,
+        f"Preprocessing {NAME}, 2d": 2,
+        f"Preprocessing {NAME}, 3d_fullres": 4,
+    }
 
 
 def test_an_unset_folder_is_named_before_an_image_is_read(
