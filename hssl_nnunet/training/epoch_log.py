@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hssl_nnunet.training.distributed import mean_over_ranks
 from hssl_nnunet.training.monitor import PROBES
+from hssl_nnunet.training.probes import FEWEST_FOR_RANK
 
 
 def log_values(logger: Any, values: Mapping[str, float], epoch: int) -> None:
@@ -41,6 +42,8 @@ def report(logger: Any) -> list[str]:
     ours = sorted(key for key in log if key.startswith(("train_", "val_")) or key in PROBES)
     # no probe was due where a probe is nan; a loss that is nan must be seen
     lines = [f"{key} {log[key][-1]:.4f}" for key in ours if log[key] and not (key in PROBES and np.isnan(log[key][-1]))]
+    if log.get("probed_images") and log["probed_images"][-1] < FEWEST_FOR_RANK:  # nan, no probe, is not
+        lines.append(f"effective_rank is not told of fewer than {FEWEST_FOR_RANK} images")
     seconds = log["epoch_end_timestamps"][-1] - log["epoch_start_timestamps"][-1]
     return [*lines, f"Epoch time: {seconds:.2f} s"]
 

@@ -26,6 +26,7 @@ from hssl_nnunet.training.steps import ChunkPreparer
 
 IMAGES_PER_DOMAIN = 32  # of each of the two parts, training and held-out: bounds the time and memory of a probe
 PROBES = (
+    "probed_images",
     "effective_rank",
     "domain_accuracy",
     "domain_floor",
@@ -74,18 +75,20 @@ class Monitor:
         """Fit linear probes on training images, score them on held-out ones, and draw the embeddings.
 
         Returns:
-            The values of `PROBES`: effective rank of the held-out embeddings, balanced accuracy of domain and finest
-            group, and the accuracy that the floor's features reach, for the domain also embeddings of noise; how many
-            training images are found again by another view among those of their domain, and by chance; nan where there
-            are too few images.
+            The values of `PROBES`: number of the images that are scored, effective rank of their embeddings, balanced
+            accuracy of domain and finest group, and the accuracy that the floor's features reach, for the domain also
+            embeddings of noise; how many training images are found again by another view among those of their domain,
+            and by chance; nan where there are too few images.
         """
         model.eval()
         noise = torch.Generator().manual_seed(0)  # of both parts: no image of one has the noise of one of the other
         fit, score = (self._features(model, rows, noise) for rows in (training, held_out or training))
         if not (np.isfinite(fit.embeddings).all() and np.isfinite(score.embeddings).all()):
             return no_probe()  # a broken network must not end the run in its last epoch
-        self._draw_embeddings(score)
-        values = {"effective_rank": probes.effective_rank(score.embeddings)}
+        self._draw_embeddings(score, "held-out" if held_out else "training")
+        count = len(score.rows)
+        rank = probes.effective_rank(score.embeddings) if count >= probes.FEWEST_FOR_RANK else math.nan
+        values = {"probed_images": float(count), "effective_rank": rank}
         for name, label in (("domain", _domain), ("group", self._group)):
             labels = [label(r) for r in fit.rows], [label(r) for r in score.rows]
             values[f"{name}_accuracy"] = probes.linear_probe_accuracy(
@@ -151,10 +154,12 @@ class Monitor:
     def _one(self, row: ImageRow, rows: Sequence[ImageRow], index: int, views: ViewPlan) -> RawChunk:
         return read_chunk(ChunkPlan(row.domain, (index,), index), rows, self.geometries[row.domain], views, self.root)
 
-    def _draw_embeddings(self, score: Probed) -> None:
+    def _draw_embeddings(self, score: Probed, part: str) -> None:
         names = [row.dataset_name for row in score.rows]
         groups = [self._group(row) for row in score.rows]
-        pictures.plot_embeddings(self.output_folder / "embeddings.png", probes.pca_2d(score.embeddings), names, groups)
+        shown = f"{len(names)} {part} images"
+        path, points = self.output_folder / "embeddings.png", probes.pca_2d(score.embeddings)
+        pictures.plot_embeddings(path, points, names, groups, shown)
 
     @torch.no_grad()
     def draw_reconstructions(self, model: HSSLNetwork, preparer: ChunkPreparer, batch: Sequence[RawChunk]) -> None:

@@ -49,7 +49,9 @@ def plot_curves(path: str | Path, curves: dict[str, list[float]]) -> None:
     _save(figure, path)
 
 
-def plot_embeddings(path: str | Path, points: ArrayLike, tasks: Sequence[str], groups: Sequence[str]) -> None:
+def plot_embeddings(
+    path: str | Path, points: ArrayLike, tasks: Sequence[str], groups: Sequence[str], shown: str
+) -> None:
     """Draw the embeddings in a plane twice: coloured by domain and by group.
 
     Args:
@@ -57,6 +59,7 @@ def plot_embeddings(path: str | Path, points: ArrayLike, tasks: Sequence[str], g
         points: (N, 2), see `probes.pca_2d`.
         tasks: name of the domain of each point.
         groups: name of the group of each point.
+        shown: what the points are, and how many.
     """
     xy = np.asarray(points, dtype=float)
     figure = Figure(figsize=(12, 6), layout="constrained")
@@ -66,7 +69,7 @@ def plot_embeddings(path: str | Path, points: ArrayLike, tasks: Sequence[str], g
             round_, place = divmod(index, len(OKABE_ITO))
             colour, marker = OKABE_ITO[place], MARKERS[(place + round_) % len(MARKERS)]  # the ninth: another marker
             axis.scatter(*chosen.T, s=28, c=colour, marker=marker, alpha=0.8, linewidths=0, label=name)
-        axis.set(title=f"by {title}", xlabel="first principal axis", ylabel="second principal axis")
+        axis.set(title=f"{shown}, by {title}", xlabel="first principal axis", ylabel="second principal axis")
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     _save(figure, path)
 

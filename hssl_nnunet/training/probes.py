@@ -14,6 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 Floats = NDArray[np.float64]
+FEWEST_FOR_RANK = 10
+"""Images. The rank of N embeddings is N - 1 at most: that of three images, 2 however good they are, would pass for a
+collapse."""
 HISTOGRAM_EDGES = np.linspace(-4, 4, 33)
 """In units of nnU-Net's normalised intensities; values outside fall into the first or last bin."""
 

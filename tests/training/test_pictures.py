@@ -31,7 +31,7 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path):
 def test_embeddings_have_a_colour_for_each_name(tmp_path):
     points = np.random.default_rng(0).normal(size=(60, 2))
     path = tmp_path / "embeddings.svg"
-    plot_embeddings(path, points, [f"Dataset{i % 20:03}" for i in range(60)], ["MR", "CT", "PET"] * 20)
+    plot_embeddings(path, points, [f"Dataset{i % 20:03}" for i in range(60)], ["MR", "CT", "PET"] * 20, "60 images")
     assert all(colour.lower() in path.read_text() for colour in OKABE_ITO)
 
 

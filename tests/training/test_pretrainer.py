@@ -31,6 +31,7 @@ from hssl_nnunet.networks.projection import project
 from hssl_nnunet.paths import trainers_dir
 from hssl_nnunet.training import monitor, pretrainer
 from hssl_nnunet.training.pretrainer import HSSLPretrainer
+from hssl_nnunet.training.probes import FEWEST_FOR_RANK
 from hssl_nnunet.transfer.checkpoints import load_checkpoint
 from hssl_nnunet.transfer.weights_file import load_weights
 
@@ -130,7 +131,11 @@ def test_a_run_leaves_weights_metadata_and_pictures(corpus: Path) -> None:
     assert metadata.pretraining == trainer.plan and metadata.epochs_done == 2 and metadata.seed == trainer.plan.seed
     assert metadata.curves["train_losses"] == [float(x) for x in trainer.logger.get_value("train_losses", None)]
     assert {"val_image", "val_losses", "domain_accuracy", "domain_floor"} <= metadata.curves.keys()
-    assert np.isnan(metadata.curves["effective_rank"][0]) and metadata.curves["effective_rank"][1] > 1  # probe_every 2
+    probed = metadata.curves["probed_images"]
+    assert np.isnan(probed[0]) and 0 < probed[1] < FEWEST_FOR_RANK  # probe_every 2
+    assert np.isnan(metadata.curves["effective_rank"]).all()
+    told = "".join(path.read_text() for path in folder.glob("training_log_*.txt"))
+    assert f"probed_images {probed[1]:.4f}" in told and told.count("effective_rank is not told of fewer than 10") == 1
     names = {path.name for path in folder.iterdir()}
     pictures = {"progress.png", "embeddings.png", "reconstructions.png"}
     assert pictures | {"checkpoint_final.pth", "checkpoint_best.pth", "hssl.json", "debug.json"} <= names
