@@ -22,7 +22,7 @@ def corresponding_points(views: Views, count: int, generator: torch.Generator) -
         views: the two views, as `make_views` drew them.
         count: points of each image, K; where the views share too little, the last ones do not count. Eight candidates
             a point suffice at an overlap of half an edge or more; at none about a sixth of a 3D image's points is
-            missing, and in one image of a hundred all.
+            missing, and in a few images of a hundred all.
         generator: on the CPU, so that every device draws the same points.
     """
     size = views.valid.shape[3:]
