@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hssl_nnunet.benchmark.arms import Arm, chosen_arms
+from hssl_nnunet.benchmark.records import Run
 from hssl_nnunet.benchmark.splits import budget_cases
 from hssl_nnunet.corpus.patients import find_dataset, parse_patient_regexes
 from hssl_nnunet.errors import HSSLError
@@ -53,6 +55,18 @@ class Values:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """What one command asks for: these arms on each target, at each budget, with each seed."""
+
+    datasets: tuple[str, ...]
+    budgets: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkPlan:
     """What a benchmark compares; `benchmark.json` in its folder.
 
@@ -78,6 +92,7 @@ class BenchmarkPlan:
         device: device of every job; null = the GPU if there is one.
         about: versions and hardware.
         commands: every command that has worked on it, the first one first; an older file may have none.
+        grids: what these asked for; none, as typed or in an older file: all that is named above, crossed.
     """
 
     command: str
@@ -99,8 +114,21 @@ class BenchmarkPlan:
     device: str | None
     about: dict[str, object]
     commands: tuple[str, ...] = ()
+    grids: tuple[Grid, ...] = ()
 
     __pydantic_config__ = STRICT
+
+    @property
+    def asked(self) -> tuple[Grid, ...]:
+        """What was asked for."""
+        whole = Grid(datasets=self.datasets, budgets=self.budgets, arms=tuple(self.arms), seeds=self.seeds)
+        return self.grids or (whole,)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run that was asked for, by command; of each first seeds and small budgets first."""
+        asked = dict.fromkeys(run for g in self.asked for run in product(g.seeds, g.budgets, g.datasets, g.arms))
+        return [Run(dataset_name=name, budget=budget, arm=arm, seed=seed) for seed, budget, name, arm in asked]
 
     def source(self, arm: str) -> str:
         """The arm whose weights an arm takes: another's, or its own."""
@@ -155,7 +183,8 @@ def plan_from_options(
         patient_regex=tuple(patient_regex),
         nsd_tolerance_mm=nsd_tolerance_mm,
         plan_values=plan_values,
-        **base,
+        pretraining=base["pretraining"],
+        finetuning=base["finetuning"],
         device=device,
         about=machine(device),
     )
@@ -243,6 +272,7 @@ def extended(before: BenchmarkPlan, plan: BenchmarkPlan) -> BenchmarkPlan:
         budgets=tuple(dict.fromkeys((*before.budgets, *plan.budgets))),
         seeds=tuple(sorted({*before.seeds, *plan.seeds})),
         arms={**before.arms, **plan.arms},
+        grids=tuple(dict.fromkeys((*before.asked, *plan.asked))),
     )
 
 
@@ -262,11 +292,6 @@ def regexes_of(plan: BenchmarkPlan, names: Collection[str]) -> list[str]:
 
 def _names(*plans: BenchmarkPlan) -> list[str]:
     return list(dict.fromkeys(name for plan in plans for name in (*plan.datasets, *plan.domains)))
-
-
-def asked_folds(plan: BenchmarkPlan) -> list[tuple[int, str]]:
-    """Seed and budget of every fold that a plan asks for."""
-    return [(seed, budget) for seed in plan.seeds for budget in plan.budgets]
 
 
 def _completed(plan_values: dict[str, dict[str, Any]], source: Path) -> dict[str, dict[str, Any]]:

@@ -192,18 +192,11 @@ def _cases(dataset_name: str, masks: Mapping[str, Mask], patterns: Mapping[str, 
 
 
 def jobs_of(folder: Path, plan: BenchmarkPlan) -> list[Job]:
-    """Jobs of a benchmark: pretrainings first, then the whole grid, small budgets and first seeds first."""
-    runs = [
-        Run(dataset_name=dataset, budget=budget, arm=arm, seed=seed)
-        for seed in plan.seeds
-        for budget in plan.budgets
-        for dataset in plan.datasets
-        for arm in plan.arms
-    ]
-    needs = {run: pretraining_job(plan, run.arm, run.dataset_name) for run in runs}
+    """Jobs of a benchmark: pretrainings first, then every run asked for, small budgets and first seeds first."""
+    needs = {run: pretraining_job(plan, run.arm, run.dataset_name) for run in plan.runs}
     made = {job: continued_job(plan, run.arm, run.dataset_name) for run, job in needs.items() if job is not None}
     first = [job for job in dict.fromkeys(made.values()) if job is not None]
-    before = {job: None for job in first} | {job: made[job] for job in made} | {run.job: needs[run] for run in runs}
+    before = {job: None for job in first} | made | {run.job: need for run, need in needs.items()}
     module = (sys.executable, "-m", "hssl_nnunet.benchmark.job", str(folder.resolve()))
     return [Job(name=n, needs=(need,) if need else (), command=(*module, n)) for n, need in before.items()]
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hssl_nnunet.benchmark.plan import PLAN_FILE, BenchmarkPlan, asked_folds, check_same_values, extended
+from hssl_nnunet.benchmark.plan import PLAN_FILE, BenchmarkPlan, check_same_values, extended
 from hssl_nnunet.benchmark.splits import DatasetSplit
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.files import cannot, read_json, write_json
@@ -63,7 +63,7 @@ class Workspace:
             HSSLError: a value, or an arm of the same name, differs from the earlier run's.
         """
         if not (self.folder / PLAN_FILE).is_file():
-            return replace(plan, domains=plan.domains or plan.datasets)
+            return replace(plan, domains=plan.domains or plan.datasets, grids=plan.asked)
         before = self.plan()
         check_same_values(before, plan, self.folder)
         return extended(before, plan)
@@ -153,6 +153,11 @@ class Workspace:
         block = TargetBlock(weights=where, weights_sha256=sha256, finetuning=finetuning)
         write_json(folder / f"{name}.json", {**plans, "plans_name": name, "hssl": to_json(block)})
         return sha256
+
+
+def asked_folds(plan: BenchmarkPlan) -> list[tuple[int, str]]:
+    """Seed and budget of every fold that a plan asks for."""
+    return [(seed, budget) for seed in plan.seeds for budget in plan.budgets]
 
 
 def nnunet_splits(plan: BenchmarkPlan, split: DatasetSplit, folds: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:

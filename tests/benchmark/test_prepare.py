@@ -91,6 +91,23 @@ def test_a_dataset_that_joins_later_has_folds_of_its_own_and_none_that_ask_too_m
         run.prepare(workspace, plan(datasets=[SMALL]))
 
 
+def test_what_was_asked_for_is_each_commands_own_grid(tmp_path: Path) -> None:
+    workspace, path = Workspace(tmp_path / "bench"), tmp_path / "bench" / "benchmark.json"
+    run.prepare(workspace, plan(seeds=2))
+    run.prepare(workspace, plan(datasets=[SMALL], budgets=["2"], arms=["scratch"]))
+    asked = {f"{LARGE}/12/{arm}/seed_{seed}" for arm in ("scratch", "hssl") for seed in (0, 1)}
+    asked.add(f"{SMALL}/2/scratch/seed_0")
+    assert {each.name for each in workspace.plan().runs} == asked and len(workspace.plan().runs) == 5
+    jobs = {job.name.removeprefix("finetune/") for job in run.jobs_of(path.parent, workspace.plan())}
+    assert jobs == {*asked, "pretrain/hssl"}
+    old = json.loads(path.read_text())  # as an older version wrote it: the whole product is all that it says
+    del old["grids"]
+    path.write_text(json.dumps(old))
+    assert len(workspace.plan().runs) == 2 * 2 * 2 * 2
+    jobs, _ = run.prepare(workspace, plan(datasets=[SMALL], budgets=["3"], arms=["scratch"]))
+    assert len(workspace.plan().runs) == 17 and len(jobs) == 1
+
+
 def test_weights_that_have_seen_a_dataset_that_joins_later_are_refused_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tiny_benchmark import (
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.jobs import JobState, JobTable
+from hssl_nnunet.benchmark.plan import Grid
 from hssl_nnunet.benchmark.records import write_record
 from hssl_nnunet.benchmark.report.audit import audits
 from hssl_nnunet.benchmark.report.cases import draw_slice
@@ -88,6 +90,23 @@ def test_what_was_not_run_is_listed_exactly(folder: Path, page: Page) -> None:
         [EVIL_DATASET, "20%", "hssl", "2", "refused: its pretraining has seen test cases"],
     ]
     assert "3 more asked for and not run" in page.sections[""]
+
+
+def test_budgets_of_as_many_cases_are_in_order_of_size(tmp_path: Path) -> None:
+    written_plan(tmp_path, datasets=DATASETS[:1], budgets=("10%", "5%", "20%"))
+    for budget in ("10%", "5%", "20%"):  # so small a dataset that `--min_cases` decides two of them
+        cases = ("a", "b", "c", "d")[: 4 if budget == "20%" else 3]
+        write_record(tmp_path, replace(run(DATASETS[0], "5%", "hssl", 0), budget=budget, training_cases=cases))
+    assert read_content(tmp_path).budgets() == ["5%", "10%", "20%"]
+
+
+def test_what_no_command_asked_for_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    first = Grid(datasets=DATASETS[:1], budgets=("5%",), arms=("scratch", "hssl"), seeds=(0, 1))
+    all_labels = Grid(datasets=DATASETS[:1], budgets=("100%",), arms=("scratch",), seeds=(0,))
+    written_plan(tmp_path, grids=(first, all_labels))
+    write_record(tmp_path, run(DATASETS[0], "5%", "hssl", 0))
+    listed = [(r.budget, r.arm, r.seeds) for r in not_run(read_content(tmp_path))]
+    assert listed == [("5%", "scratch", (0, 1)), ("5%", "hssl", (1,)), ("100%", "scratch", (0,))]
 
 
 def test_parts_that_are_missing_are_said_to_be(bare: Path, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ PROBE = """<!doctype html><iframe id="page" width="{width}" height="800" srcdoc=
       widest: Math.max(...all("body *").map(e => e.getBoundingClientRect().right)),
       flat: all("figure svg").filter(s => s.getBoundingClientRect().height < 100).length,
       hidden: all("section").filter(s => s.getBoundingClientRect().height < 20).map(s => s.id),
-      paper: css(d.body).backgroundColor,
+      cut: all(".scroll").filter(s => s.scrollWidth > s.clientWidth + 1).map(s => s.getAttribute("aria-label")),
+      embedding: all(".wide img").map(e => css(e).filter), paper: css(d.body).backgroundColor,
       inks: all("p, td, th, li, dd, code, h1, h2, a, figcaption").map(e => css(e).color) }}; }};
   document.getElementById("found").textContent = JSON.stringify([look("page"), look("control")]);
   console.error("the probe ran"); }}</script>"""
@@ -152,9 +153,20 @@ def test_a_browser_shows_readable_text_in_both_schemes(text: str, tmp_path: Path
     page, control = probed(text, tmp_path, 1200, f"--blink-settings=preferredColorScheme={scheme}")
     paper = hexadecimal(page["paper"])
     assert (luminance(paper) < 0.05) == dark
+    assert [look.startswith("invert") for look in page["embedding"]] == [dark]  # its white is no glare
     assert len(page["inks"]) > 200 and min(contrast(hexadecimal(ink), paper) for ink in set(page["inks"])) >= 4.5
     dimmest = min(contrast(hexadecimal(ink), paper) for ink in control["inks"])
     assert (dimmest < 4.5) == dark  # dark ink on dark paper would be seen
+
+
+@needs_browser
+def test_no_table_is_cut_on_a_laptop(text: str, tmp_path: Path) -> None:
+    corpus = "Dataset900_Benchmark_single_domain_004_Hippocampus"
+    long = f"nnUNet_results/{corpus}/nnUNetTrainerHSSLPretrain__nnUNetPlans__3d_fullres/fold_all/hssl.safetensors"
+    realistic = text.replace(">hssl.safetensors<", f">{long}<").replace(">abc123<", f">{'c0ffee42' * 8}<")
+    assert realistic.count(long) == 1
+    page, _ = probed(realistic, tmp_path, 1280)
+    assert page["cut"] == [] and page["width"] <= 1280
 
 
 def as_printed(text: str) -> str:

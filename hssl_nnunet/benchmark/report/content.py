@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from hssl_nnunet.benchmark.job import PRETRAIN, PRETRAINING_FILE
 from hssl_nnunet.benchmark.jobs import STATE_FILE, JobState, JobTable
 from hssl_nnunet.benchmark.leakage import read_findings, refused_arms
+from hssl_nnunet.benchmark.pairing import budget_size
 from hssl_nnunet.benchmark.plan import CASES_FILE, BenchmarkPlan
 from hssl_nnunet.benchmark.records import Run, RunRecord, read_records
 from hssl_nnunet.benchmark.statistics import BASELINES
@@ -103,7 +104,7 @@ class Content:
         for record in self.records:
             if dataset_name in (None, record.dataset_name):
                 cases.setdefault(record.budget, []).append(len(record.training_cases))
-        return sorted(cases, key=lambda budget: (median(cases[budget]), budget))
+        return sorted(cases, key=lambda budget: (median(cases[budget]), budget_size(budget)))
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -201,13 +202,12 @@ def _transfers(workspace: Workspace, plan: BenchmarkPlan) -> dict[str, dict[str,
 
 
 def not_run(content: Content) -> list[NotRun]:
-    """The grid that was asked for, less the records."""
+    """What was asked for, less the records."""
     plan, done = content.plan, {r.name for r in content.records}
     left: dict[tuple[str, str, str, str], list[int]] = {}
-    for dataset_name, budget, arm, seed in product(plan.datasets, plan.budgets, plan.arms, plan.seeds):
-        run = Run(dataset_name=dataset_name, budget=budget, arm=arm, seed=seed)
+    for run in sorted(plan.runs, key=lambda run: plan.datasets.index(run.dataset_name)):
         if run.name not in done:
-            left.setdefault((dataset_name, budget, arm, _why(content, run)), []).append(seed)
+            left.setdefault((run.dataset_name, run.budget, run.arm, _why(content, run)), []).append(run.seed)
     return [
         NotRun(dataset_name=dataset_name, budget=budget, arm=arm, seeds=tuple(seeds), why=why)
         for (dataset_name, budget, arm, why), seeds in left.items()

@@ -56,7 +56,7 @@ def numbers(content: Content) -> dict[str, Any]:
 
 
 def _asked(plan: BenchmarkPlan) -> dict[str, Any]:
-    names = ("command", "commands", "about", "plan_values", "datasets", "budgets", "arms", "seeds")
+    names = ("command", "commands", "about", "plan_values", "datasets", "budgets", "arms", "seeds", "grids")
     asked = {name: getattr(plan, name) for name in names}
     return {"preparation": preparation(plan), "settings": settings(plan), **asked}
 
