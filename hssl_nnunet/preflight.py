@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.errors import HSSLError, listed
 from hssl_nnunet.files import read_json
 from hssl_nnunet.nnunet_plans import inherited, read_plans
 from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
@@ -26,7 +26,6 @@ PREPROCESSING = (  # what a preprocessed image follows from, nnU-Net's names
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
-SHOWN = 10  # cases that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +235,9 @@ def check_fold(data: Path, fold: str) -> None:
         )
     named = {*splits[int(fold)].train, *splits[int(fold)].val} if splits is not None else set()
     if lacking := sorted(named - cases):
-        more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
         raise HSSLError(
-            f"Fold {fold} of {path} names {len(lacking)} cases that {data} lacks: {', '.join(lacking[:SHOWN])}{more}. "
-            "Correct the fold, or preprocess them."
+            f"Fold {fold} of {path} names {len(lacking)} cases that {data} lacks: {listed(lacking)}. Correct the fold, "
+            "or preprocess them."
         )
 
 

@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hssl_nnunet.corpus.cases import Case, RawDataset, changed_at, dataset_id, listed
+from hssl_nnunet.corpus.cases import Case, RawDataset, changed_at, dataset_id
 from hssl_nnunet.corpus.domain_plans import Source
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, BadImage, ImageFingerprint, Result, fingerprint_files
 from hssl_nnunet.corpus.integrity import QUARANTINE_FILE, Problem, channel_finding, read_quarantine
 from hssl_nnunet.corpus.modality import modality_of
 from hssl_nnunet.corpus.patients import Subject, excluded_subjects, patient_of, read_exclusions
+from hssl_nnunet.errors import listed
 from hssl_nnunet.paths import preprocessed_dir, unlabelled_folder
 from hssl_nnunet.remedies import preprocess_command
 

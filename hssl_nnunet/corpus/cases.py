@@ -12,10 +12,8 @@ from typing import Any
 
 from hssl_nnunet.corpus.dataset_json import read_dataset_json
 from hssl_nnunet.corpus.manifest import MANIFEST
-from hssl_nnunet.errors import HSSLError
+from hssl_nnunet.errors import HSSLError, listed
 from hssl_nnunet.paths import dataset_name, nnunet_dirs, preprocessed_dir, raw_dir
-
-SHOWN = 10  # cases named in one message
 
 
 @dataclass(frozen=True)
@@ -97,12 +95,6 @@ def dataset_id(name: str) -> int:
     if match is None:
         raise HSSLError(f"'{name}' is not a dataset name as Dataset004_Hippocampus. Rename the folder.")
     return int(match[1])
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message: the first ones, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def visible_files(folder: Path, ending: str) -> list[Path]:

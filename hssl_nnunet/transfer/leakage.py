@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from hssl_nnunet.corpus.cases import listed
 from hssl_nnunet.corpus.fingerprint import CACHE_FILE, read_cache
+from hssl_nnunet.errors import listed
 from hssl_nnunet.paths import ENV_RAW
 from hssl_nnunet.preflight import DatasetJson, read_dataset, read_folds
 from hssl_nnunet.transfer.weights_file import WeightsMetadata
