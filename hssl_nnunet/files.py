@@ -1,10 +1,11 @@
-"""Files written whole or not at all, and what goes wrong with files as errors that say so."""
+"""Files and folders written whole or not at all, and what goes wrong with files as errors that say so."""
 
 from __future__ import annotations
 
 import glob
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,12 +43,32 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside `path`; when the block ends it is removed with all that still lies in it.
+
+    What earlier writers of `path` left when they were killed is removed first, as in `written_whole`.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.folder.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        temporary.mkdir()
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _remove_abandoned(path: Path) -> None:
-    """Remove temporary files of `path` that nobody has written to for an hour."""
+    """Remove temporary files and folders of `path` that nobody has written to for an hour."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError):  # another process may remove it at the same time
-            if time.time() - left.stat().st_mtime > ABANDONED_S:
-                left.unlink()
+            written = max(p.stat().st_mtime for p in (left, *left.rglob("*")))
+            if time.time() - written > ABANDONED_S:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def cannot(do: str, path: str | Path, error: OSError) -> HSSLError:

@@ -7,7 +7,6 @@ with more than one underscore are accepted, and the target appears whole or not 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from hssl_nnunet.corpus.cases import folders_of_id, visible_files
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import cannot, read_json, write_json
+from hssl_nnunet.files import cannot, folder_beside, read_json, write_json
 from hssl_nnunet.paths import DATASET_WORDS, ENV_RAW, raw_dir
 
 logger = logging.getLogger(__name__)
@@ -192,16 +191,13 @@ def _copy_masks(source: Path, folder: Path, dataset_json: dict[str, Any]) -> Non
 @contextmanager
 def _folder_written_whole(target: Path) -> Iterator[Path]:
     """Yield a hidden folder beside `target` that takes its place when the block ends without an error."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
+        with folder_beside(target) as temporary:
+            new = temporary / target.name
+            new.mkdir()
+            yield new
+            if target.exists():
+                target.rename(temporary / "old")
+            new.rename(target)
     except OSError as error:
         raise cannot("write", target, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

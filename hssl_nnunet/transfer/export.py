@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -14,7 +13,7 @@ import torch
 
 from hssl_nnunet.device import choose_device
 from hssl_nnunet.errors import HSSLError
-from hssl_nnunet.files import write_json, written_whole
+from hssl_nnunet.files import folder_beside, write_json, written_whole
 from hssl_nnunet.nnunet_plans import inherited
 from hssl_nnunet.paths import FINAL_CHECKPOINT, WEIGHTS_FILE, dataset_name, model_folder, results_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX
@@ -75,15 +74,13 @@ def export_model(
     if result.exists():
         raise HSSLError(f"{result} exists already. Remove it, or name another output with `-o`.")
     chosen = _folds_with(source, folds, checkpoint)
-    parent = output.parent if as_zip else output
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".hssl_export_") as temporary:
-            model = Path(temporary) / relative
+        with folder_beside(output if as_zip else output / relative.name) as temporary:
+            model = temporary / relative
             trained = _build(source, model, exported_name, chosen, checkpoint)
             if folds is None:
                 _check_one_start(trained, source)
-            _deliver(model, result, Path(temporary) if as_zip else None)
+            _deliver(model, result, temporary if as_zip else None)
     except OSError as error:
         raise HSSLError(
             f"Cannot write {result}: {error.strerror or error}. Name a folder you may write to, or a .zip in one, with "

@@ -123,6 +123,22 @@ def test_interrupted_conversion_leaves_nothing(
     assert os.listdir(nnunet_folders["nnUNet_raw"]) == []  # noqa: PTH208  hidden leftovers count
 
 
+def test_what_a_killed_conversion_left_is_removed_once_it_is_silent(
+    nnunet_folders: NNUNET_FOLDERS, tmp_path: Path
+) -> None:
+    raw = nnunet_folders["nnUNet_raw"]
+    names = (".Dataset007_Thing.7.tmp", ".Dataset007_Thing.8.tmp", ".Dataset008_Thing.7.tmp")
+    killed, alive, of_another = (raw / name for name in names)
+    for folder in (killed, alive, of_another):
+        (folder / "imagesTr").mkdir(parents=True)
+        image_file = folder / "imagesTr" / "case_a_0000.nii.gz"
+        image_file.write_text("half")
+        for path in (folder, folder / "imagesTr", *([] if folder == alive else [image_file])):
+            os.utime(path, (0, 0))
+    convert_msd(task(tmp_path / "Task07_Thing"))
+    assert sorted(raw.iterdir()) == sorted([alive, of_another, raw / "Dataset007_Thing"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
