@@ -49,7 +49,8 @@ class Topology:
 
         Raises:
             HSSLError: the network class is not a U-Net that shared weights are defined for, or a part of it is no class
-                of torch's or dynamic_network_architectures'; the entry lacks what we read, or has it in another form.
+                of torch's or dynamic_network_architectures'; the entry lacks what we read, has it in another form, or
+                for another number of stages.
         """
         try:
             return cls._read(architecture, source)
@@ -71,6 +72,10 @@ class Topology:
         _check_parts([architecture["network_class_name"], *parts], source)
         dim = 3 if str(kwargs["conv_op"]).endswith("3d") else 2
         n_stages = int(kwargs["n_stages"])
+        per_stage = "n_conv_per_stage" if family == "PlainConvUNet" else "n_blocks_per_stage"
+        for key in ("features_per_stage", "kernel_sizes", "strides", per_stage):
+            _check_length(kwargs, key, n_stages, source)
+        _check_length(kwargs, "n_conv_per_stage_decoder", n_stages - 1, source)
         return cls(
             family=family,
             dim=cast(Literal[2, 3], dim),
@@ -127,6 +132,15 @@ def _check_parts(names: Sequence[Any], source: str) -> None:
                 f"{source} name {name!r} as a part of the network, which nnU-Net would import and call. Only classes "
                 "of torch.nn and dynamic_network_architectures are known. Do not use a file that you do not trust."
             )
+
+
+def _check_length(kwargs: dict[str, Any], key: str, expected: int, source: str) -> None:
+    value = kwargs[key]
+    if not isinstance(value, int) and len(value) != expected:  # one number stands for all
+        raise HSSLError(
+            f"`{key}` in the `architecture` of {source} has {len(value)} entries, expected {expected} for `n_stages` "
+            f"{kwargs['n_stages']}. Correct it, or plan the dataset again."
+        )
 
 
 def _per_level_and_axis(value: Any, n_stages: int, dim: int) -> tuple[tuple[int, ...], ...]:

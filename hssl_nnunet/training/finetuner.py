@@ -75,6 +75,7 @@ class HSSLFinetuner(HSSLVanilla):
         """Build everything as nnU-Net does, from a seed that is logged, with kernels in the device's format."""
         self.seed = torch.seed() % 2**31 if self.plan.seed is None else self.plan.seed
         torch.manual_seed(self.seed)
+        self._topology()  # tells what of the plan's network nnU-Net would only assert
         super().initialize()
         if self.device.type == "cpu":
             use_cpu_operators(self.stock_network())
@@ -172,7 +173,9 @@ class HSSLFinetuner(HSSLVanilla):
         return seed_command(manager.dataset_name, weights, manager.plans_name, self.configuration_name)
 
     def _topology(self) -> Topology:
-        return Topology.from_architecture(self.configuration_manager.configuration["architecture"])
+        path = Path(self.preprocessed_dataset_folder_base, f"{self.plans_manager.plans_name}.json")
+        architecture = self.configuration_manager.configuration["architecture"]
+        return Topology.from_architecture(architecture, f"{self.configuration_name} of {path}")
 
     # ---------------------------------------------------------------- optimiser, loss, step
 

@@ -49,7 +49,9 @@ def seed_corpus(
             f"out: `{seed_command(corpus, weights, plans_name)}`."
         )
     tensors, metadata = load_weights(weights)
-    shared = SharedWeights([Topology.from_architecture(d.architecture, d.dataset_name) for d in block.domains])
+    shared = SharedWeights(
+        [Topology.from_architecture(d.architecture, f"{d.dataset_name} in {path}") for d in block.domains]
+    )
     _check_family(metadata, shared, weights, path)
     plans["hssl"] |= {"weights": str(Path(weights).resolve()), "weights_sha256": file_sha256(weights)}
     write_json(path, plans)

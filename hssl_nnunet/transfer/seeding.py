@@ -78,7 +78,7 @@ def target_network(
     """
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration)
-    topology = Topology.from_architecture(resolved.configuration["architecture"], source)
+    topology = Topology.from_architecture(resolved.configuration["architecture"], f"{configuration} of {source}")
     channels = determine_num_input_channels(manager, resolved, dataset_json)
     classes = manager.get_label_manager(dataset_json).num_segmentation_heads
     return topology.build(channels, classes, deep_supervision=True, device=device), topology

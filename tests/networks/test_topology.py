@@ -105,7 +105,7 @@ def test_a_network_class_of_another_package_is_not_imported() -> None:
     [
         ({"n_stages": None}, "TypeError"),
         ({"strides": 2.5}, "TypeError"),
-        ({"features_per_stage": ["wide"]}, "ValueError"),
+        ({"features_per_stage": ["wide"] * 4}, "ValueError"),
     ],
 )
 def test_an_entry_that_was_spoilt_is_told(change: dict[str, object], said: str) -> None:
@@ -115,3 +115,17 @@ def test_an_entry_that_was_spoilt_is_told(change: dict[str, object], said: str) 
         Topology.from_architecture(entry, "a file")
     with pytest.raises(HSSLError, match="KeyError..network_class_name"):
         Topology.from_architecture({}, "a file")
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_lists_for_another_number_of_stages_are_told(planner: str) -> None:
+    stages = "n_conv_per_stage" if planner == PLAIN else "n_blocks_per_stage"
+    for key in ("features_per_stage", "kernel_sizes", "strides", stages, "n_conv_per_stage_decoder"):
+        entry = architecture("Task04_Hippocampus", planner, "3d_fullres")
+        entry["arch_kwargs"][key] = entry["arch_kwargs"][key][1:]
+        expected = len(entry["arch_kwargs"][key]) + 1
+        told = (
+            f"`{key}` in the `architecture` of a file has {expected - 1} entries, expected {expected} for `n_stages` 4"
+        )
+        with pytest.raises(HSSLError, match=f"{told}. Correct it"):
+            Topology.from_architecture(entry, "a file")

@@ -182,6 +182,14 @@ def projected(trainer: HSSLFinetuner, weights: Path) -> dict[str, torch.Tensor]:
     return selected_state(load_weights(weights)[0], network, topology)[0]
 
 
+def test_a_network_that_the_plan_describes_wrongly_is_told(target: Any) -> None:
+    trainer = target()
+    keywords = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"]
+    keywords["strides"] = keywords["strides"][1:]
+    with pytest.raises(HSSLError, match=rf"`strides` .* 3d_fullres of /\S+/{SEEDED}\.json has 2 entries, expected 3"):
+        trainer.initialize()
+
+
 def test_training_starts_from_the_projected_weights(target: Any, weights: Path) -> None:
     trainer = target()
     trainer.on_train_start()
