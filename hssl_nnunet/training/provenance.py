@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hssl_nnunet.corpus.manifest import ImageRow
 from hssl_nnunet.networks.shared_weights import SharedWeights
-from hssl_nnunet.plan_schema import CorpusBlock
+from hssl_nnunet.plan_schema import CorpusBlock, DomainPlan
 from hssl_nnunet.transfer.weights_file import SeenImage, WeightsMetadata
 from hssl_nnunet.versions import versions
 
@@ -50,7 +50,7 @@ def weights_metadata(
     return WeightsMetadata(
         family=shared.family,
         dim=len(corpus.domains[0].patch_size),
-        domains=corpus.domains,
+        domains=_with_unlisted(corpus.domains, start),
         pretraining=corpus.pretraining,
         images=_with_earlier(own, start),
         curves=dict(curves),
@@ -69,6 +69,14 @@ def _with_earlier(own: tuple[SeenImage, ...], start: WeightsMetadata | None) -> 
     if start is None:
         return own
     return None if start.images is None else tuple(dict.fromkeys((*start.images, *own)))
+
+
+def _with_unlisted(own: tuple[DomainPlan, ...], start: WeightsMetadata | None) -> tuple[DomainPlan, ...]:
+    """The corpus' domains, and those of earlier weights whose images are not known: they may be any of theirs."""
+    if start is None or start.images is not None:
+        return own
+    names = {domain.dataset_name for domain in own}
+    return (*own, *(domain for domain in start.domains if domain.dataset_name not in names))
 
 
 def _origin(corpus: CorpusBlock, start: WeightsMetadata | None) -> str:

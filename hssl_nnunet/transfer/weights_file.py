@@ -64,7 +64,8 @@ class WeightsMetadata:
         format_version: version of this file format.
         family: network family, `PlainConvUNet` or `ResidualEncoderUNet`.
         dim: spatial axes of the pretraining networks, 2 or 3.
-        domains: the corpus' domains, with topologies and hierarchy.
+        domains: the corpus' domains, with topologies and hierarchy; after them those of the weights that it went on
+            from, where these do not list their images.
         pretraining: the pretraining run; null in imported weights.
         images: every image seen, training and held-out; null where that is not known, as in imported weights.
         curves: name of a curve -> its value for each epoch; nan where there is none.

@@ -16,6 +16,7 @@ from hssl_nnunet.networks.shared_weights import SharedWeights
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.plan_schema import corpus_block
 from hssl_nnunet.transfer.continuing import load_start, seed_corpus, start_from
+from hssl_nnunet.transfer.leakage import seen_cases
 from hssl_nnunet.transfer.seeding import load_into
 from hssl_nnunet.transfer.weights_file import SeenImage, load_weights, read_metadata, save_weights
 
@@ -69,12 +70,16 @@ def test_training_begins_at_the_weights_and_names_all_that_they_have_seen(corpus
 
 def test_images_that_nobody_knows_stay_unknown(corpus: Path, weights: Path) -> None:
     tensors, metadata = load_weights(weights)
-    save_weights(weights, tensors, {}, replace(metadata, images=None, origin="a checkpoint"))
+    elsewhere = replace(metadata.domains[0], dataset_name="Dataset777_Old")
+    imported = replace(metadata, images=None, origin="a checkpoint", domains=(elsewhere, metadata.domains[1]))
+    save_weights(weights, tensors, {}, imported)
     seed_corpus(tiny_corpus.CORPUS, weights, tiny_corpus.PLANS_NAME)
     trainer = tiny_corpus.pretrainer(corpus, ONE_EPOCH)
     trainer.run_training()
     after = read_metadata(Path(trainer.output_folder) / "hssl.safetensors")
     assert after.images is None and after.origin.endswith(", imported from a checkpoint")
+    assert after.domains == (*trainer.corpus.domains, elsewhere)
+    assert seen_cases(after, "Dataset777_Old", ["x"], {}) == ["x"]  # it may be any of that dataset's
 
 
 @pytest.mark.parametrize("domain", [tiny_corpus.CUBE, tiny_corpus.SLAB, tiny_corpus.SCAN])
