@@ -80,7 +80,8 @@ def preprocess(
     from hssl_nnunet.corpus.preprocess import check_request
 
     typed = _checked(ctx, "plan_and_preprocess", ctx.args)
-    check_request(*(typed[name] for name in ("datasets", "configurations", "preset", "plans_name")))
+    asked = ("datasets", "configurations", "preset", "plans_name", "num_processes")
+    check_request(*(typed[name] for name in asked))
     _finish([slurm.preprocessing(ctx.args, _allocation(sbatch))], folder, submit)
 
 

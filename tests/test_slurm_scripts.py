@@ -356,6 +356,7 @@ def test_options_may_come_before_the_corpus(nnunet_folders: dict[str, Path], tmp
         (("preprocess", "-d", "61", "99"), "Dataset '99' was not found"),
         (("preprocess", "-d", "61", "--preset", "huge"), "Unknown preset 'huge'"),
         (("preprocess", "-d", "61", "-p", "Mine"), "has no Mine.json"),
+        (("preprocess", "-d", "61", "-np", "8", "4"), "Got 2 numbers of processes, -np 8 4, for 1 configuration"),
         (("preprocess", "-d", "61", "-c", "3d_fulres"), "Unknown configuration '3d_fulres'. Known: 2d"),
         (("benchmark", "-d", "99", "-o", "b"), "Dataset '99' was not found"),
         (("benchmark", "-d", "61", "-o", "b", "--budgets", "0"), "Budget '0'"),

@@ -143,11 +143,12 @@ def plan_and_preprocess(
         Counts per dataset, and the problems of the quarantined cases.
 
     Raises:
-        HSSLError: see `check_request`; other numbers of processes than configurations; disk full, a worker out of
-            memory, or no dataset's plans have any of the configurations.
+        HSSLError: see `check_request`; disk full, a worker out of memory, or no dataset's plans have any of the
+            configurations.
     """
-    processes = _processes(configurations, num_processes or default_processes())
-    raw = check_request(datasets, configurations, preset, plans_name)  # all of them, before the first long step
+    given = num_processes or default_processes()
+    raw = check_request(datasets, configurations, preset, plans_name, given)  # all of them, before the first long step
+    processes = _processes(configurations, given)
     chosen = load_preset(preset or DEFAULT_PRESET) if plans_name is None else None
     name = chosen.plans_name if chosen else str(plans_name)
     most = fingerprint_processes or max(processes.values())
@@ -172,14 +173,19 @@ def _processes(configurations: Sequence[str], given: int | Sequence[int]) -> dic
 
 
 def check_request(
-    datasets: Sequence[str | int], configurations: Sequence[str], preset: str | None, plans_name: str | None
+    datasets: Sequence[str | int],
+    configurations: Sequence[str],
+    preset: str | None,
+    plans_name: str | None,
+    num_processes: int | Sequence[int] | None,
 ) -> list[RawDataset]:
     """Refuse what `plan_and_preprocess` would end at once with; returns the datasets' cases, no image is read.
 
     Raises:
-        HSSLError: both a preset and plans, unknown preset or configuration, a missing or empty dataset, plans that a
-            dataset does not have.
+        HSSLError: both a preset and plans, unknown preset or configuration, other numbers of processes than
+            configurations, a missing or empty dataset, plans that a dataset does not have.
     """
+    _processes(configurations, num_processes or 1)
     preprocessed_dir()  # not set is an error now, not after the first image
     if preset is not None and plans_name is not None:
         raise HSSLError(
