@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from hssl_nnunet.corpus.cases import Case, RawDataset
 from hssl_nnunet.corpus.integrity import Expectation, Problem, check_case, label_values
@@ -58,6 +60,7 @@ def check_dataset(
         channels=len(dataset.dataset_json["channel_names"]),
         label_values=label_values(dataset.dataset_json["labels"]),
         needs_3d=any(c.startswith("3d") for c in configurations),
+        clipped=_clipped(dataset),
     )
     check = partial(check_case, expected=expected)
     found = list(map_cases(check, dataset.cases, num_processes, f"Checking {dataset.name}"))
@@ -68,6 +71,12 @@ def check_dataset(
     problems = [*_misnamed(dataset), *(p for ps in found for p in ps)]
     problems += [Problem(dataset.name, c.name, str(c.images[0]), what, remedy) for c in twins]
     return problems, labelled, unlabelled
+
+
+def _clipped(dataset: RawDataset) -> frozenset[int]:
+    """CT channels; without labels their statistics would be those of all voxels, fill values too."""
+    names = dataset.dataset_json["channel_names"].items() if dataset.labelled else ()
+    return frozenset(int(channel) for channel, name in names if get_normalization_scheme(name) is CTNormalization)
 
 
 def _misnamed(dataset: RawDataset) -> list[Problem]:

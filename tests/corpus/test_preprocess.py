@@ -135,6 +135,26 @@ def test_bad_image_is_quarantined_and_picked_up_after_repair(nnunet_folders: Fol
     assert "a.b2nd" in arrays(folder / STOCK)
 
 
+def test_a_fill_value_that_nnunet_clips_does_not_set_a_ct_aside(nnunet_folders: Folders, quick: None) -> None:
+    raw = dataset(nnunet_folders["nnUNet_raw"], training="ab", channel="CT")
+    filled = voxels(ord("a"))
+    filled[filled == 0] = -3.4e38
+    save(raw / "imagesTr" / "a_0000.nii.gz", filled)
+    assert plan_and_preprocess([NAME], num_processes=1).exit_code == 0
+    image = arrays(nnunet_folders["nnUNet_preprocessed"] / NAME / STOCK)["a.b2nd"]
+    assert np.isfinite(image).all() and image.std() > 0.5 and np.abs(image).max() < 10
+
+
+@pytest.mark.parametrize(("channel", "masks"), [("MRI", True), ("CT", False)])
+def test_a_fill_value_that_enters_the_statistics_sets_an_image_aside(
+    nnunet_folders: Folders, channel: str, masks: bool
+) -> None:
+    raw = dataset(nnunet_folders["nnUNet_raw"], training="a", channel=channel, masks=masks)
+    save(raw / "imagesTr" / "a_0000.nii.gz", np.where(voxels(ord("a")) == 0, np.float32(-3.4e38), voxels(ord("a"))))
+    (problem,) = plan_and_preprocess([NAME], num_processes=1).problems
+    assert problem.case == "a" and "too large" in problem.what
+
+
 def test_without_masks(nnunet_folders: Folders) -> None:
     dataset(nnunet_folders["nnUNet_raw"], training="ab", test="c", channel="CT", masks=False)
     report = plan_and_preprocess([31], preset="cpu", num_processes=1)
