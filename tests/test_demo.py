@@ -15,9 +15,10 @@ from hssl_nnunet.corpus.cases import read_raw_dataset
 from hssl_nnunet.corpus.convert import convert_msd
 from hssl_nnunet.corpus.manifest import read_manifest
 from hssl_nnunet.demo import phantoms, run
+from hssl_nnunet.demo.journal import Journal
 from hssl_nnunet.demo.phantoms import DOMAINS, TARGET, make_case
 from hssl_nnunet.demo.picture import mean_dice
-from hssl_nnunet.demo.run import Journal, run_demo
+from hssl_nnunet.demo.run import run_demo
 from hssl_nnunet.errors import HSSLError
 
 ONE_CUBE = (32, 32, 32)
