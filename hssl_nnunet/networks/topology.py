@@ -145,4 +145,7 @@ def _check_length(kwargs: dict[str, Any], key: str, expected: int, source: str) 
 
 def _per_level_and_axis(value: Any, n_stages: int, dim: int) -> tuple[tuple[int, ...], ...]:
     levels = [value] * n_stages if isinstance(value, int) else value
-    return tuple((level,) * dim if isinstance(level, int) else tuple(map(int, level)) for level in levels)
+    found = tuple((level,) * dim if isinstance(level, int) else tuple(map(int, level)) for level in levels)
+    if wrong := [level for level in found if len(level) != dim]:
+        raise ValueError(f"{wrong[0]} is not of {dim} axes")
+    return found

@@ -106,6 +106,7 @@ def test_a_network_class_of_another_package_is_not_imported() -> None:
         ({"n_stages": None}, "TypeError"),
         ({"strides": 2.5}, "TypeError"),
         ({"features_per_stage": ["wide"] * 4}, "ValueError"),
+        ({"strides": [[1, 1, 1], [2, 2], [2, 2, 2], [2, 2, 2]]}, r"ValueError.*\(2, 2\) is not of 3 axes"),
     ],
 )
 def test_an_entry_that_was_spoilt_is_told(change: dict[str, object], said: str) -> None:
