@@ -110,7 +110,7 @@ def content_hash(volume: NDArray[Any]) -> str:
         32 hexadecimal digits (BLAKE2b, 128 bit).
 
     Raises:
-        ValueError: the voxels are all equal, or some are not finite or too large for a z-score.
+        ValueError: the voxels are all equal, or some are not finite or too large for statistics.
     """
     digest = hashlib.blake2b(repr(tuple(volume.shape)).encode(), digest_size=16)
     voxels = np.ascontiguousarray(volume).reshape(-1)

@@ -35,7 +35,7 @@ def too_large(low: float, high: float) -> str | None:
     """
     largest = low if -low > high else high
     return (
-        f"has voxels of {largest:g}, too large for a z-score in float32" if LARGEST < abs(largest) < math.inf else None
+        f"has voxels of {largest:g}, too large for statistics in float32" if LARGEST < abs(largest) < math.inf else None
     )
 
 

@@ -77,7 +77,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("a_0001", lambda p: p.unlink(), "missing"),
     ("a_0001", with_voxel(np.nan), "NaN or infinite"),
     ("a_0000", with_voxel(-np.inf), "NaN or infinite"),
-    ("a_0001", with_voxel(-3.4e38), r"has voxels of -3.4e\+38, too large for a z-score"),
+    ("a_0001", with_voxel(-3.4e38), r"has voxels of -3.4e\+38, too large for statistics"),
     ("a_0001", lambda p: save(p, np.full((6, 8, 10), 7.0)), "every voxel of the image has the value 7"),
     ("a_0001", lambda p: save(p, voxels()[1:]), r"shape \(5, 8, 10\).*first channel has \(6, 8, 10\)"),
     ("a_0001", lambda p: save(p, voxels(), spacing=(1.0, 1.0, 3.1)), "spacing .*3.1.*first channel"),
