@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hssl_nnunet.benchmark.arms import Arm
 from hssl_nnunet.benchmark.jobs import JobTable
@@ -26,7 +27,7 @@ from hssl_nnunet.paths import FINAL_CHECKPOINT
 from hssl_nnunet.plan_schema import finetuning_plan, preset_of_plans
 from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.transfer.weights_file import file_sha256
-from hssl_nnunet.typed_json import merged
+from hssl_nnunet.typed_json import merged, parse
 from hssl_nnunet.versions import machine
 
 PRETRAIN = "pretrain"
@@ -104,9 +105,10 @@ def weights_there(workspace: Workspace, plan: BenchmarkPlan, arm_name: str, data
 
 def pretrained(workspace: Workspace, job: str) -> Path | None:
     """The weights file of a pretraining that has ended; None where it has not, or the file is gone."""
-    told = JobTable(workspace.folder).folder(job) / PRETRAINING_FILE
-    weights = workspace.folder / str(read_json(told)["weights"]) if told.is_file() else None
-    return weights if weights is not None and weights.is_file() else None
+    path = JobTable(workspace.folder).folder(job) / PRETRAINING_FILE
+    told = parse(dict[str, Any], read_json(path), path) if path.is_file() else {}
+    weights = workspace.folder / str(told.get("weights", ""))
+    return weights if weights.is_file() else None
 
 
 def finetune_run(workspace: Workspace, plan: BenchmarkPlan, split: DatasetSplit, run: Run) -> None:

@@ -260,7 +260,7 @@ def shard(jobs: Sequence[Job], text: str) -> list[Job]:
         HSSLError: not of this form.
     """
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise HSSLError(f"--shard {text!r}: expected i/n with i from 1 to n, for example 2/8.")
     needed = {name for job in jobs for name in job.needs}
     last = [job for job in jobs if job.name not in needed]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -56,7 +57,7 @@ def masks_of(folder: Path, preprocessed: Path, data_identifier: str) -> dict[str
     if not paths:
         raise HSSLError(f"{name} has no preprocessed case with a mask. Run `hssl plan_and_preprocess -d ...`.")
     cache = folder / LABELS_FILE
-    known = read_json(cache) if cache.is_file() else {}
+    known = parse(dict[str, dict[str, Any]], read_json(cache), cache) if cache.is_file() else {}
     kept = _unchanged(known.get(name, {}), paths, cache)
     read = _read({case: path for case, path in paths.items() if case not in kept}, label_values(dataset_json), name)
     masks = {case: kept.get(case) or read[case] for case in paths}

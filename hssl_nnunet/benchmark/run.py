@@ -32,6 +32,7 @@ from hssl_nnunet.locks import claimed, in_use
 from hssl_nnunet.paths import preprocessed_dir
 from hssl_nnunet.plan_schema import load_preset
 from hssl_nnunet.ranks import available_cpus
+from hssl_nnunet.typed_json import parse
 
 
 def plan_as_typed(
@@ -180,7 +181,7 @@ def _own_weights(workspace: Workspace, plan: BenchmarkPlan) -> dict[tuple[str, s
 def _write_case_files(folder: Path, plan: BenchmarkPlan, splits: Mapping[str, DatasetSplit]) -> None:
     """Keep where the test cases lie, beside those of earlier runs."""
     path = folder / CASES_FILE
-    earlier = read_json(path) if path.is_file() else {}
+    earlier = parse(dict[str, Any], read_json(path), path) if path.is_file() else {}
     write_json(path, {**earlier, **_case_files(plan, splits)})
 
 

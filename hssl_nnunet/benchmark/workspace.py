@@ -98,7 +98,7 @@ class Workspace:
     def folds(self, plan: BenchmarkPlan) -> list[tuple[int, str]]:
         """Seed and budget of each of nnU-Net's folds; a later run with more of them adds folds at the end."""
         path = self.folder / FOLDS_FILE
-        known = [(int(seed), str(budget)) for seed, budget in (read_json(path) if path.is_file() else [])]
+        known = parse(list[tuple[int, str]], read_json(path), path) if path.is_file() else []
         return known + [pair for pair in asked_folds(plan) if pair not in known]
 
     def fold_of(self, plan: BenchmarkPlan, dataset_name: str, split: DatasetSplit, seed: int, budget: str) -> int:

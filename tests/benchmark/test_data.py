@@ -154,6 +154,9 @@ def test_masks_are_read_once_and_again_when_they_change(tmp_path: Path, monkeypa
     empty.write_text("broken")
     with pytest.raises(HSSLError, match=f"{empty} cannot be read: .*preprocess {TARGET} again"):
         labels()
+    (tmp_path / "bench" / LABELS_FILE).write_text("[3]")
+    with pytest.raises(HSSLError, match=f"{LABELS_FILE} is not a valid"):
+        labels()
 
 
 def test_images_are_measured_once_and_a_test_image_of_the_same_name_is_another(raw: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_shards_share_the_work_and_their_needs(tmp_path: Path) -> None:
     assert shard(work, "1/1") == work
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "²/8"])
 def test_a_wrong_shard_is_refused(text: str) -> None:
     with pytest.raises(HSSLError, match="i/n"):
         shard([], text)

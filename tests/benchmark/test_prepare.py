@@ -211,6 +211,18 @@ def test_data_that_has_moved_are_linked_anew(tmp_path: Path) -> None:
     assert (linked / "dataset.json").read_text() == "1"
 
 
+@pytest.mark.parametrize("content", ["[3]", "null"])
+@pytest.mark.parametrize("name", ["folds", "cases", "splits", "data", "leakage", "jobs/pretrain/hssl/pretraining"])
+def test_a_file_of_the_benchmark_that_is_none_is_named(tmp_path: Path, name: str, content: str) -> None:
+    workspace = Workspace(tmp_path / "bench")
+    run.prepare(workspace, plan())
+    path = workspace.folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(HSSLError, match=f"^{path} is not a valid "):
+        run.prepare(workspace, plan())
+
+
 @pytest.mark.parametrize("taken", ["bench", f"bench/{ENV_PREPROCESSED}"])
 def test_an_output_that_cannot_be_written_is_told_of(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).parent.mkdir(exist_ok=True)

@@ -264,6 +264,20 @@ def test_a_wrong_file_is_named(bare: Path) -> None:
         write_report(bare)
 
 
+@pytest.mark.parametrize("content", ["[3]", "null", '{"totals": 3, "curves": 3}'])
+def test_a_wrong_file_of_a_job_is_named(bare: Path, content: str) -> None:
+    plan, table = Workspace(bare).plan(), JobTable(bare)
+    table.write("pretrain/hssl", JobState(state="done"))
+    write_json(table.folder("pretrain/hssl") / "pretraining.json", {"seconds": 1, "weights": "hssl.safetensors"})
+    folder = Workspace(bare).training(plan, DATASETS[0], "hssl", 0) / "fold_0"
+    folder.mkdir(parents=True)
+    for path in (bare / "hssl.json", folder / "transfer.json"):
+        path.write_text(content)
+        with pytest.raises(HSSLError, match=f"^{path} is not a valid "):
+            read_content(bare)
+        path.unlink()
+
+
 def test_a_missing_jinja2_names_its_remedy(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(HSSLError, match=r'pip install "hssl_nnunet\[benchmark\]"'):

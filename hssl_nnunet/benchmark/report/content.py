@@ -8,6 +8,7 @@ from itertools import product
 from math import isfinite
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from pydantic import ConfigDict
 
@@ -185,7 +186,8 @@ def _pretrainings(folder: Path) -> dict[str, Pretraining]:
 
 def _learned(weights: Path) -> dict[str, float]:
     told = weights.with_suffix(".json")
-    curves: dict[str, list[float]] = read_json(told).get("curves", {}) if told.is_file() else {}
+    content = parse(dict[str, Any], read_json(told), told) if told.is_file() else {}
+    curves = parse(dict[str, list[float]], content.get("curves", {}), told)
     last = {name: values[-1] for name, values in curves.items() if values and not name.startswith(("lrs", "epoch"))}
     return {name: round(value, 4) for name, value in last.items() if isfinite(value)}
 
@@ -196,8 +198,10 @@ def _transfers(workspace: Workspace, plan: BenchmarkPlan) -> dict[str, dict[str,
     for dataset_name, arm in product(plan.datasets, plan.arms):
         folders = [workspace.training(plan, dataset_name, arm, seed) for seed in plan.seeds]
         if reports := [path for folder in folders for path in sorted(folder.glob("fold_*/transfer.json"))]:
-            totals = read_json(reports[0])["totals"].values()
-            tables.setdefault(dataset_name, {})[arm] = {s: sum(part[s][0] for part in totals) for s in STATUSES}
+            told = parse(dict[str, Any], read_json(reports[0]), reports[0])
+            totals = parse(dict[str, dict[str, list[int]]], told.get("totals"), reports[0]).values()
+            counts = {s: sum(n for part in totals for n in part.get(s, [])[:1]) for s in STATUSES}
+            tables.setdefault(dataset_name, {})[arm] = counts
     return tables
 
 
