@@ -61,9 +61,9 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, without its advice to load the file all the same."""
+    """What torch says, without its advice: to load the file all the same, or how to better the message."""
     if found := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it holds {found[1]}, which no such checkpoint needs and which may run code"
-    if isinstance(error, pickle.UnpicklingError) or not str(error):
+    if isinstance(error, (pickle.UnpicklingError, LookupError)) or not str(error):
         return "torch has not written it, or not to its end"
-    return str(error).partition("\n")[0].rstrip(".")
+    return re.sub(r"\s+(\(Could this|This is an internal).*", "", str(error).partition("\n")[0]).rstrip(".")

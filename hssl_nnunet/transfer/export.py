@@ -92,6 +92,8 @@ def export_model(
 def trained_plans_name(dataset: str | int, trainer: str, configuration: str) -> str | None:
     """The plans of which there is a model: `nnUNetPlans_HSSL`, or the only ones; None where there is no model.
 
+    A folder without a checkpoint is none: a training that ended at its start leaves one.
+
     Args:
         dataset: dataset name or id.
         trainer: trainer class of the model.
@@ -101,7 +103,7 @@ def trained_plans_name(dataset: str | int, trainer: str, configuration: str) -> 
         HSSLError: the dataset is missing, or there are models of several plans.
     """
     base = results_dir() / dataset_name(dataset)
-    folders = base.glob(f"{trainer}__*__{configuration}")
+    folders = {path.parents[1] for path in base.glob(f"{trainer}__*__{configuration}/fold_*/checkpoint_*.pth")}
     found = sorted(folder.name.removeprefix(f"{trainer}__").removesuffix(f"__{configuration}") for folder in folders)
     if (usual := DEFAULT_PLANS + SEEDED_SUFFIX) in found:
         return usual

@@ -255,17 +255,23 @@ def test_the_commands_that_predict_name_the_exported_folds(model: Path, tmp_path
     assert words[1:-4] == [*f"-d {tiny.DATASET} -tr nnUNetTrainer -p {PLANS} -c 3d_fullres -f 0".split(), *device]
 
 
+def trained(model: Path) -> None:
+    (model / "fold_0").mkdir(parents=True)
+    (model / "fold_0" / "checkpoint_latest.pth").touch()
+
+
 def test_the_plans_of_a_model_are_found_without_the_preprocessed_folder(nnunet_folders: dict[str, Path]) -> None:
     base = nnunet_folders[ENV_RESULTS] / tiny.DATASET
     base.mkdir()
     assert trained_plans_name(4, TRAINER, "3d_fullres") is None
-    (base / f"{TRAINER}__{PLANS}__3d_fullres").mkdir()
-    (base / f"{TRAINER}__nnUNetPlans_HSSL__2d").mkdir()
+    (base / f"{TRAINER}__Broken_HSSL__3d_fullres" / "fold_0").mkdir(parents=True)  # ended at its start
+    trained(base / f"{TRAINER}__{PLANS}__3d_fullres")
+    trained(base / f"{TRAINER}__nnUNetPlans_HSSL__2d")
     assert trained_plans_name(4, TRAINER, "3d_fullres") == PLANS
-    (base / f"{TRAINER}__Own__Plans_HSSL__3d_fullres").mkdir()
+    trained(base / f"{TRAINER}__Own__Plans_HSSL__3d_fullres")
     with pytest.raises(HSSLError, match=f"models of several plans: Own__Plans_HSSL, {PLANS}. Choose one with -p"):
         trained_plans_name(4, TRAINER, "3d_fullres")
-    (base / f"{TRAINER}__nnUNetPlans_HSSL__3d_fullres").mkdir()
+    trained(base / f"{TRAINER}__nnUNetPlans_HSSL__3d_fullres")
     assert trained_plans_name(4, TRAINER, "3d_fullres") == "nnUNetPlans_HSSL"
 
 
@@ -363,7 +369,7 @@ def test_checkpoint_with_code_in_it(model: Path, tmp_path: Path) -> None:
     assert "weights_only" not in str(told.value) and "safe_globals" not in str(told.value)  # torch's advice
 
 
-@pytest.mark.parametrize("content", [b"", b'{"labels": 1}'])
+@pytest.mark.parametrize("content", [b"", b'{"labels": 1}', b". /opt/env.sh\nexport A=1\n"])
 def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(HSSLError, match=r"a.pth is damaged or no nnU-Net checkpoint: torch has not written it[^\n]*$"):
@@ -373,7 +379,7 @@ def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 def test_truncated_checkpoint(model: Path, tmp_path: Path) -> None:
     path = model / "fold_0" / "checkpoint_final.pth"
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(HSSLError, match=f"{path} is damaged"):
+    with pytest.raises(HSSLError, match=rf"{path} is damaged .*: [^.]*central directory\. Restore it"):
         export(tmp_path / "out")
 
 
