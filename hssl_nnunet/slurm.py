@@ -50,7 +50,9 @@ def finetuning(arguments: Sequence[str], allocation: Allocation) -> Script:
     named = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     (dataset, configuration), folds = arguments[:2], arguments[2:named]
     if not folds:
-        raise HSSLError("Name at least one fold: hssl slurm finetune DATASET CONFIGURATION FOLD...")
+        raise HSSLError(
+            "Name at least one fold, and options last: hssl slurm finetune DATASET CONFIGURATION FOLD... OPTIONS"
+        )
     options = (*arguments[named:], *_resuming(arguments))
     commands = tuple(("hssl", "finetune", dataset, configuration, fold, *options) for fold in folds)
     kind = "scratch" if "--scratch" in arguments else "finetune"

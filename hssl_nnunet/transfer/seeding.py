@@ -22,7 +22,7 @@ from hssl_nnunet.paths import dataset_name, preprocessed_dir
 from hssl_nnunet.plan_schema import DEFAULT_PLANS, SEEDED_SUFFIX, TargetBlock, finetuning_plan, preset_of_plans
 from hssl_nnunet.plan_values import FinetuningPlan
 from hssl_nnunet.preflight import check_labelled, read_dataset
-from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, preprocess_command, preset_name, seed_command
+from hssl_nnunet.remedies import DEFAULT_CONFIGURATION, plan_command, preprocess_command, preset_name, seed_command
 from hssl_nnunet.transfer.checkpoints import save_checkpoint
 from hssl_nnunet.transfer.leakage import leakage_notes
 from hssl_nnunet.transfer.nnssl_format import CONFIGURATION as OF_NNSSL
@@ -201,11 +201,11 @@ def seeded_plans_file(dataset: str | int, plans_name: str = DEFAULT_PLANS) -> Pa
 def _read_target(dataset: str | int, plans_name: str) -> _Target:
     name, own = dataset_name(dataset), plans_name.removesuffix(SEEDED_SUFFIX)
     folder = preprocessed_dir() / name
-    remedy = f"Run `{preprocess_command(name, own)}` first."
+    remedy = f"Run `{plan_command(name, own)}` first."
     plans_file = folder / f"{own}.json"
     if folder.is_dir() and not plans_file.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.json") if "lans" in p.stem)) or "none"
-        remedy = f"Plans there: {there}. Name one with `-p`, or run `{preprocess_command(name, own)}`."
+        remedy = f"Plans there: {there}. Name one with `-p`, or run `{plan_command(name, own)}`."
     plans = read_plans(plans_file, remedy)
     _check_own_plans(plans, plans_file)
     about, dataset_json = read_dataset(folder)

@@ -322,6 +322,8 @@ def test_without_a_name_the_plans_are_nnunets_own_or_those_of_the_weights(target
 def test_plans_that_are_not_there(target: Path, weights: Path) -> None:
     with pytest.raises(HSSLError, match="nnUNetPlans.json does not exist. Plans there: nnUNetCPUPlans."):
         seed_target(4, weights)
+    with pytest.raises(HSSLError, match="Nope.json .*or run `nnUNetv2_.* -pl PLANNER -overwrite_plans_name Nope`"):
+        seed_target(4, weights, "Nope")  # no preset makes them, and `-p Nope` would want them there
 
 
 def test_dataset_that_is_not_preprocessed(preprocessed: Path, weights: Path) -> None:
