@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hssl_nnunet.networks.heads import Embedding, LevelMean, Projector, pooled_statistics
+from hssl_nnunet.networks.heads import Embedding, LevelMean, Projector, largest, pooled_statistics
 
 
 def features_and_valid(*shape: int) -> tuple[Tensor, Tensor]:
@@ -67,6 +67,17 @@ def test_constant_map_has_a_finite_gradient() -> None:
     assert features.grad is not None
     assert features.grad.flatten(2).sum(2)[0].tolist() == pytest.approx([2.0, 2.0], rel=1e-3)
     assert (features.grad > 0.5).sum() == 2
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 6), (6, 5), (3, 1)])
+def test_the_maximum_by_rows_is_the_first_of_all(shape: tuple[int, ...]) -> None:
+    features = torch.randint(5, (2, 7, *shape)).float()  # many are as large as the largest
+    features[0, 0] = -torch.inf
+    layout = torch.channels_last_3d if len(shape) == 3 else torch.channels_last
+    for laid in (features, features.contiguous(memory_format=layout)):
+        maximum, where = largest(laid.flatten(2), row=shape[-1])
+        flat = features.flatten(2).numpy()
+        assert (maximum.numpy() == flat.max(2)).all() and (where.numpy() == flat.argmax(2)).all()
 
 
 def skips(n_stages: int) -> list[Tensor]:
