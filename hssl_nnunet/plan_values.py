@@ -11,11 +11,12 @@ from hssl_nnunet.typed_json import STRICT
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # torch takes 64 bits, and a run adds small numbers to it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +161,7 @@ class PretrainingPlan:
     precision: Precision
     num_workers: Index
     cache_gib: NonNegative = 0.0  # younger than format 1
-    seed: Index
+    seed: Seed
     loss: LossPlan
     views: ViewPlan
 
@@ -211,7 +212,7 @@ class FinetuningPlan:
     head_init: Literal["fitted", "stock"]
     transfer: Literal["all", "encoder", "equal"]
     precision: Precision
-    seed: Index | None
+    seed: Seed | None
 
     __pydantic_config__ = STRICT
 

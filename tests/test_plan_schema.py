@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, fields
 
 import pytest
@@ -42,6 +43,8 @@ def test_a_key_that_is_missing_unknown_or_wrong_is_named(kind: type, name: str) 
         ({k: v for k, v in content.items() if k != "num_epochs"}, "num_epochs"),
         ({**content, "num_epoch": 3}, "num_epoch"),
         ({**content, "num_epochs": 0}, "num_epochs"),
+        ({**content, "initial_lr": math.inf}, "initial_lr"),  # JSON as Python reads it may hold Infinity
+        ({**content, "seed": 2**64}, "seed"),  # more than torch takes
     ):
         with pytest.raises(HSSLError, match=f"a file is not a valid {kind.__name__}:\n  {said}: "):
             parse(kind, changed, "a file")
