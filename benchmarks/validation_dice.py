@@ -87,7 +87,7 @@ def dices_of(folder: Path, run: RunRecord, cases: list[str]) -> list[float]:
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     labels = predictor.plans_manager.get_label_manager(predictor.dataset_json)
     data_folder = workspace.preprocessed / run.dataset_name / predictor.configuration_manager.data_identifier
-    return whole_case_dices(predictor, nnUNetDatasetBlosc2(str(data_folder), cases), labels)
+    return whole_case_dices(predictor, nnUNetDatasetBlosc2(str(data_folder), cases), labels, cases)
 
 
 def trained_folder(workspace: Workspace, plan: BenchmarkPlan, run: RunRecord) -> tuple[Path, int]:

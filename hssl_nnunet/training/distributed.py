@@ -27,6 +27,16 @@ def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[s
     return dict(zip(values, (total / world).tolist(), strict=True))
 
 
+def of_all_ranks(values: list[float]) -> list[float]:
+    """The values of every process, one process after another; every process must call it, with any number of them."""
+    _, world = rank_and_world()
+    if world == 1:
+        return values
+    gathered: list[list[float]] = [[] for _ in range(world)]
+    dist.all_gather_object(gathered, values)
+    return [value for part in gathered for value in part]
+
+
 def check_same_epoch(epoch: int, folder: Path, device: torch.device) -> None:
     """Refuse processes that begin at different epochs: they would average gradients of different weights, unnoticed.
 

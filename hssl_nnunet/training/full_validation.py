@@ -7,6 +7,7 @@ training, but without mirroring and in the preprocessed voxels. Nothing is selec
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from hssl_nnunet.files import read_json, write_json
+from hssl_nnunet.training.distributed import of_all_ranks, rank_and_world
 from hssl_nnunet.typed_json import parse, to_json
 
 if TYPE_CHECKING:
@@ -49,10 +51,13 @@ class FullValidation:
 def validate_fully(trainer: nnUNetTrainer) -> None:
     """Predict every validation case with the network as it is, and add the mean Dice to `full_validation.json`.
 
-    A look of the same or a later epoch, from before the run was resumed, is replaced.
+    Every process must call it: they share the cases, so that none waits long for another; rank 0 writes. A look of the
+    same or a later epoch, from before the run was resumed, is replaced.
     """
     begin, epoch = time.monotonic(), trainer.current_epoch + 1
-    scores = _scores(trainer)
+    scores = of_all_ranks(_scores(trainer))
+    if trainer.local_rank != 0:
+        return
     new = FullValidation(epoch=epoch, dice=float(np.mean(scores)), seconds=round(time.monotonic() - begin, 2))
     folder = Path(trainer.output_folder)
     write_json(
@@ -69,7 +74,7 @@ def read_full_validations(folder: Path) -> list[FullValidation]:
 
 
 def _scores(trainer: nnUNetTrainer) -> list[float]:
-    """Mean Dice of each validation case."""
+    """Mean Dice of each validation case that is this process' to predict."""
     network = trainer.network
     was_training = network.training
     trainer.set_deep_supervision_enabled(False)
@@ -86,16 +91,19 @@ def _scores(trainer: nnUNetTrainer) -> list[float]:
     )
     try:
         _, dataset = trainer.get_tr_and_val_datasets()
-        return whole_case_dices(predictor, dataset, trainer.label_manager)
+        rank, world = rank_and_world()
+        return whole_case_dices(predictor, dataset, trainer.label_manager, dataset.identifiers[rank::world])
     finally:
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
         network.train(was_training)
 
 
-def whole_case_dices(predictor: nnUNetPredictor, dataset: nnUNetBaseDataset, labels: LabelManager) -> list[float]:
-    """Mean Dice of each preprocessed case of `dataset`, in [0, 1]."""
+def whole_case_dices(
+    predictor: nnUNetPredictor, dataset: nnUNetBaseDataset, labels: LabelManager, cases: Sequence[str]
+) -> list[float]:
+    """Mean Dice of each of these preprocessed cases of `dataset`, in [0, 1]."""
     scores = []
-    for case in dataset.identifiers:
+    for case in cases:
         data, truth, _, _ = dataset.load_case(case)
         logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.array(data[:])))
         predicted = labels.convert_logits_to_segmentation(logits.cpu().float())

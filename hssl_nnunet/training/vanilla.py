@@ -54,7 +54,7 @@ class HSSLVanilla(PlannedTrainer):
 
     def on_epoch_end(self) -> None:
         """nnU-Net's end of an epoch, after a look at whole validation cases where the plan asks for one."""
-        if self.local_rank == 0 and self.plan.looks_at(self.current_epoch):
+        if self.plan.looks_at(self.current_epoch):
             self.validate_whole_cases()
         super().on_epoch_end()
 

@@ -28,7 +28,7 @@ from hssl_nnunet.corpus.preprocess import plan_and_preprocess
 from hssl_nnunet.errors import HSSLError
 from hssl_nnunet.networks.topology import Topology
 from hssl_nnunet.paths import ENV_PREPROCESSED, ENV_RAW, ENV_RESULTS, raw_dir
-from hssl_nnunet.training import finetuner
+from hssl_nnunet.training import finetuner, full_validation
 from hssl_nnunet.training.finetuner import HSSLFinetuner
 from hssl_nnunet.training.precision import compute_dtype
 from hssl_nnunet.training.vanilla import HSSLVanilla
@@ -132,21 +132,25 @@ def process(rank: int, environment: dict[str, str], folder: str, meeting: str) -
     """One of two ranks that train a target together on the CPU, where nnU-Net's own wrapper asks for a GPU."""
     os.environ.update(environment)
     torch.set_num_threads(1)
-    formats = []
+    formats, scored, mean_dice = [], [], full_validation.mean_dice
+
+    def counted(*masks: Any) -> float:
+        scored.append(mean_dice(*masks))
+        return scored[-1]
 
     def wrapped(network: nn.Module, device_ids: list[int]) -> DistributedDataParallel:
         kernels = [p for p in network.parameters() if p.ndim == 5]
         formats.extend(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels)
         return DistributedDataParallel(network)
 
-    nnUNetTrainer.DDP = wrapped
+    nnUNetTrainer.DDP, full_validation.mean_dice = wrapped, counted
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}/meeting", rank=rank, world_size=2)
     plans, dataset_json = (json.loads((Path(folder) / f"{n}.json").read_text()) for n in (SEEDED, "dataset"))
     trainer = HSSLFinetuner({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
     trainer.on_train_start()
     start, batch = parameters(trainer), next(trainer.dataloader_train)["data"].clone()
     trainer.run_training()
-    told = {"start": start, "batch": batch, "end": parameters(trainer), "channels_last": formats}
+    told = {"start": start, "batch": batch, "end": parameters(trainer), "channels_last": formats, "scored": scored}
     torch.save(told, f"{meeting}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -155,10 +159,12 @@ def process(rank: int, environment: dict[str, str], folder: str, meeting: str) -
 def test_two_processes_start_and_stay_equal_on_batches_of_their_own(
     target: Any, weights: Path, nnunet_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    trainer = target(head_init="fitted", seed=None)  # each rank draws a seed of its own
+    trainer = target(head_init="fitted", seed=None, full_validation_every=1)  # each rank draws a seed of its own
     environment = {name: os.environ[name] for name in (*nnunet_folders, "nnUNet_n_proc_DA")}
-    folder = str(nnunet_folders[ENV_PREPROCESSED] / TARGET)
-    torch.multiprocessing.spawn(process, (environment, folder, str(tmp_path)), nprocs=2)
+    folder = nnunet_folders[ENV_PREPROCESSED] / TARGET
+    split = {"train": ["c0", "c1", "c2"], "val": ["c3", "c4"]}
+    (folder / "splits_final.json").write_text(json.dumps([split]))
+    torch.multiprocessing.spawn(process, (environment, str(folder), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert len(first["batch"]) == len(second["batch"]) == 1  # the plan's two images, shared
     assert not torch.equal(first["batch"], second["batch"])
@@ -170,6 +176,9 @@ def test_two_processes_start_and_stay_equal_on_batches_of_their_own(
     assert all(torch.equal(first["start"][name], tensor) for name, tensor in expected.items())
     assert not all(torch.equal(first["end"][name], tensor) for name, tensor in expected.items())
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
+    looks = full_validation.read_full_validations(Path(trainer.output_folder))
+    assert len(first["scored"]) == len(second["scored"]) == len(looks) == QUICK["num_epochs"]  # a case each
+    assert [look.dice for look in looks] == pytest.approx(np.mean([first["scored"], second["scored"]], axis=0))
 
 
 def parameters(trainer: HSSLFinetuner) -> dict[str, torch.Tensor]:
