@@ -116,6 +116,8 @@ def test_geometry_of_a_domain_follows_its_plan(lively, dim, spacing, patch):
             "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
             "kernel_sizes": [[3] * dim] * 3,
             "strides": strides,
+            "n_conv_per_stage": 2,
+            "n_conv_per_stage_decoder": 2,
         },
     }
     domain = DomainPlan(
